@@ -1,0 +1,1 @@
+//! Block nodes: the host's view of disk images

@@ -1,0 +1,1 @@
+//! Direct boot of Linux bzImage and ELF/PVH kernels

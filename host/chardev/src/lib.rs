@@ -1,0 +1,1 @@
+//! Character devices: where serial ports and monitors are connected

@@ -1,0 +1,2 @@
+//! The cardcage binary: command line, monitors and tools
+fn main() {}

@@ -1,0 +1,1 @@
+//! The virtual clock: all time that a guest can see

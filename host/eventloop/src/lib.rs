@@ -1,0 +1,1 @@
+//! Event loop threads: file descriptors, deferred calls and virtual-clock timers

@@ -1,0 +1,1 @@
+//! x87, MMX and SSE instructions as operations on an FXSAVE image

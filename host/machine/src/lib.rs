@@ -1,0 +1,1 @@
+//! The board: buses, device tree, run states, boot

@@ -1,0 +1,1 @@
+//! The qtest protocol: a machine driven over a socket, with no CPU

@@ -1,0 +1,1 @@
+//! Finds, checks and loads plugins, and keeps the tables of kinds

@@ -1,0 +1,1 @@
+//! The virtio transports: virtio-pci (modern and transitional) and virtio-mmio

@@ -1,0 +1,1 @@
+//! The binary interface between cardcage and its plugins

@@ -1,0 +1,1 @@
+//! The only crate a cardcage plugin needs
