@@ -1,0 +1,1 @@
+"""How scripts/guests makes kernels, the initramfs and the Debian root."""
