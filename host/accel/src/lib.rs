@@ -8,6 +8,8 @@
 //! * [`Bus`]: the machine as a vCPU sees it. Implemented by the machine.
 //! * [`LocalApic`]: the local APIC of one vCPU, for accelerators that have none of their own. Implemented by
 //!   `cardcage-irqchip`.
+//! * [`InterruptController`]: how devices raise interrupts. Implemented by `cardcage-irqchip`, and by accelerators with
+//!   an interrupt controller of their own.
 //! * [`Vcpu`]: one virtual CPU. Owned by its thread; `run` is called in a loop.
 //! * [`VcpuSignal`]: how any thread makes a vCPU look up from guest code.
 //! * [`VcpuState`]: all architectural state of a vCPU in one neutral form, the same for every accelerator.
@@ -19,9 +21,11 @@
 //! 3. After a kick nothing of the guest runs until `run` is called again, and [`Vcpu::state`] is exact: every
 //!    instruction is either wholly done or not begun.
 
+mod interrupt;
 mod signal;
 mod state;
 
+pub use interrupt::InterruptController;
 pub use signal::VcpuSignal;
 pub use state::{Descriptor, MpState, PendingEvents, Segment, VcpuState};
 
@@ -87,6 +91,18 @@ pub trait LocalApic: Send + Sync {
     fn read_msr(&self, msr: u32) -> Result<u64, GeneralProtection>;
     /// WRMSR of 0x800 to 0x8ff (x2APIC mode only) or IA32_TSC_DEADLINE (0x6e0).
     fn write_msr(&self, msr: u32, value: u64) -> Result<(), GeneralProtection>;
+    /// The registers, as [`VcpuState::apic`] describes them. Without IA32_APIC_BASE and IA32_TSC_DEADLINE, which are
+    /// state of their own.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    /// Takes over registers that [`save`](Self::save) gave (none: as after power-on), IA32_APIC_BASE, and whether the
+    /// processor waits for a start-up IPI. Disarms the TSC deadline: write it afterwards. The error says what does not
+    /// fit; nothing has changed then.
+    fn restore(&self, page: &[u8], base: u64, waits_for_startup: bool) -> Result<(), String> {
+        let _ = (page, base, waits_for_startup);
+        Ok(())
+    }
 }
 
 /// Why [`Vcpu::run`] came back.
