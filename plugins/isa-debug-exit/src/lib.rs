@@ -1,0 +1,1 @@
+//! A port that ends the VM.
