@@ -45,6 +45,14 @@ pub enum Problem {
         /// The key.
         key: String,
     },
+    /// A key that must be there is not, for a reason that its name does not tell.
+    #[error("Parameter '{key}' is missing: {reason}")]
+    MissingBecause {
+        /// The key.
+        key: String,
+        /// Why it must be there, and what to say.
+        reason: &'static str,
+    },
     /// Not a boolean.
     #[error("Parameter '{key}' expects 'on' or 'off', not '{value}'")]
     NotABool {
