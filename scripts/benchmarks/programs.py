@@ -7,6 +7,7 @@ import resource
 import select
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -65,8 +66,10 @@ class Process:
 
     def __init__(self, command: list[str]):
         self.output = bytearray()
+        # A file, not a pipe: nobody reads it while the program runs.
+        self.errors = tempfile.TemporaryFile()
         self.started = time.monotonic()
-        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
         self.pid = self.child.pid
 
     def __enter__(self) -> "Process":
@@ -76,6 +79,7 @@ class Process:
         if self.child.poll() is None:
             self.child.send_signal(signal.SIGKILL)
         self.child.communicate()
+        self.errors.close()
 
     def send(self, text: str) -> None:
         """Writes to the program's standard input."""
@@ -106,7 +110,8 @@ class Process:
         chunk = os.read(self.child.stdout.fileno(), 65536)
         if not chunk:
             status = self.child.wait()
-            words = self.child.stderr.read().decode(errors="replace").strip().splitlines()
+            self.errors.seek(0)
+            words = self.errors.read().decode(errors="replace").strip().splitlines()
             raise Failed(f"ended with status {status} before {awaited}: {' '.join(words[-2:])}")
         self.output += chunk
 
