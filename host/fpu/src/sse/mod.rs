@@ -245,6 +245,3 @@ impl Half {
         *destination = [if matches!(self, Self::High) { value[1] } else { value[0] }, 0];
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -190,6 +190,3 @@ fn kind(opcode: u8, modrm: u8) -> Kind {
         _ => Kind::Compute,
     }
 }
-
-#[cfg(test)]
-mod tests;

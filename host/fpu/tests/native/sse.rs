@@ -1,58 +1,10 @@
-//! Every instruction of the table, in its register form, against the host's own: each is encoded, put on an executable
-//! page, and run between FXRSTOR64 and FXSAVE64 with the same operands.
-#![expect(unsafe_code, reason = "runs generated machine code")]
-
-use std::arch::asm;
+//! SSE and MMX: every instruction of the table in its register form.
 
 use cardcage_fpu::sse::{self, Encoding, Map, Prefix, StringCompare};
 use cardcage_fpu::{Fault, FpuState, MXCSR_DEFAULT};
 use proptest::prelude::*;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
-/// What the generated code loads and stores, at the offsets that it knows.
-#[derive(Clone, Debug, PartialEq)]
-#[repr(C, align(16))]
-struct Machine {
-    fpu: [u8; 512],
-    rax: u64,
-    rcx: u64,
-    rdx: u64,
-    flags: u64,
-}
-
-/// A page to put code on.
-struct Page(*mut u8);
-
-impl Page {
-    fn new() -> Self {
-        let all = ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC;
-        // SAFETY: a new private mapping; nothing else refers to it. It lives as long as the test process.
-        Self(unsafe { mmap_anonymous(std::ptr::null_mut(), 4096, all, MapFlags::PRIVATE) }.unwrap().cast())
-    }
-
-    fn run(&self, instruction: &[u8], machine: &mut Machine) {
-        let mut code = vec![0x53, 0x48, 0x89, 0xfb]; // push rbx; mov rbx, rdi
-        code.extend([0x48, 0x0f, 0xae, 0x0b]); // fxrstor64 [rbx]
-        code.extend([0x48, 0x8b, 0x83, 0, 2, 0, 0]); // mov rax, [rbx+512]
-        code.extend([0x48, 0x8b, 0x8b, 8, 2, 0, 0]); // mov rcx, [rbx+520]
-        code.extend([0x48, 0x8b, 0x93, 16, 2, 0, 0]); // mov rdx, [rbx+528]
-        code.extend([0xff, 0xb3, 24, 2, 0, 0, 0x9d]); // push [rbx+536]; popfq
-        code.extend(instruction);
-        code.extend([0x9c, 0x8f, 0x83, 24, 2, 0, 0]); // pushfq; pop [rbx+536]
-        code.extend([0x48, 0x89, 0x83, 0, 2, 0, 0]); // mov [rbx+512], rax
-        code.extend([0x48, 0x89, 0x8b, 8, 2, 0, 0]); // mov [rbx+520], rcx
-        code.extend([0x48, 0x0f, 0xae, 0x03]); // fxsave64 [rbx]
-        code.extend([0xdb, 0xe3, 0x5b, 0xc3]); // fninit; pop rbx; ret
-        let mut host = MXCSR_DEFAULT;
-        // SAFETY: the code fits the page, changes only `machine` and registers that the ABI lets it, and leaves the FPU as
-        // the ABI wants it; MXCSR is put back.
-        unsafe {
-            std::ptr::copy_nonoverlapping(code.as_ptr(), self.0, code.len());
-            asm!("stmxcsr [r12]", "call {code}", "ldmxcsr [r12]", code = in(reg) self.0, in("r12") &raw mut host,
-                in("rdi") std::ptr::from_mut(machine), clobber_abi("C"));
-        }
-    }
-}
+use crate::machine::{Machine, Page};
 
 /// Where an operand of a register form is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -260,7 +212,14 @@ fn machine() -> impl Strategy<Value = Machine> {
                     fpu[32 + 16 * st..40 + 16 * st].copy_from_slice(&random[0].rotate_left(st as u32).to_le_bytes());
                 }
             }
-            Machine { fpu, rax: random[1], rcx: random[2], rdx: random[3], flags: random[4] & 0x8d5 | 0x202 }
+            Machine {
+                fpu,
+                rax: random[1],
+                rcx: random[2],
+                rdx: random[3],
+                flags: random[4] & 0x8d5 | 0x202,
+                operand: [0; 128],
+            }
         },
     )
 }
@@ -324,14 +283,6 @@ proptest! {
         let mut native = machine.clone();
         page.run(&[0xf3, 0x48, 0x0f, 0xb8, 0xc1], &mut native);
         prop_assert_eq!(sse::popcnt(machine.rcx), (native.rax, native.flags & 0x8d5));
-    }
-}
-
-impl Page {
-    /// One page per thread: tests run at the same time.
-    fn new_once() -> &'static Self {
-        thread_local!(static PAGE: &'static Page = Box::leak(Box::new(Page::new())));
-        PAGE.with(|page| *page)
     }
 }
 
