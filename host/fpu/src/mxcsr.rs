@@ -19,9 +19,11 @@ pub(crate) const UNDERFLOW: u32 = 1 << 4;
 pub(crate) const PRECISION: u32 = 1 << 5;
 pub(crate) const MASK_SHIFT: u32 = 7;
 pub(crate) const MASKS: u32 = FLAGS << MASK_SHIFT;
+pub(crate) const DENORMALS_ARE_ZERO: u32 = 1 << 6;
+pub(crate) const ROUNDING_SHIFT: u32 = 13;
 pub(crate) const FLUSH_TO_ZERO: u32 = 1 << 15;
 /// Exceptions that are found before the operation is carried out.
-const BEFORE: u32 = INVALID | DENORMAL | DIVIDE_BY_ZERO;
+pub(crate) const BEFORE: u32 = INVALID | DENORMAL | DIVIDE_BY_ZERO;
 
 /// Guest and host value of MXCSR for one block of assembly: it saves the host's, loads the guest's, runs one
 /// instruction, saves the guest's, and loads the host's again.
@@ -49,16 +51,16 @@ impl Env {
     }
 }
 
-/// Adds the flags of an instruction that ran with everything masked to the guest's MXCSR. `tiny` says whether the
-/// result is subnormal though exact, which raises underflow only when that is unmasked.
-pub(crate) fn settle(state: &mut FpuState, raised: u32, tiny: bool) -> Result<(), Fault> {
-    let unmasked = !(state.mxcsr >> MASK_SHIFT) & FLAGS;
-    if raised & unmasked & BEFORE != 0 {
-        // The operation is not carried out, so nothing is known of its result.
-        state.mxcsr |= raised & BEFORE;
-        return Err(Fault::SimdException);
-    }
-    let raised = raised | if tiny { UNDERFLOW & unmasked } else { 0 };
+/// The exceptions that are unmasked, as flags.
+pub(crate) fn unmasked(mxcsr: u32) -> u32 {
+    !(mxcsr >> MASK_SHIFT) & FLAGS
+}
+
+/// Adds the flags of an instruction to the guest's MXCSR; a fault if one is unmasked.
+pub(crate) fn settle(state: &mut FpuState, raised: u32) -> Result<(), Fault> {
+    let unmasked = unmasked(state.mxcsr);
+    // After an unmasked exception that comes before the operation, nothing is known of the result.
+    let raised = if raised & unmasked & BEFORE != 0 { raised & BEFORE } else { raised };
     state.mxcsr |= raised;
     if raised & unmasked != 0 { Err(Fault::SimdException) } else { Ok(()) }
 }

@@ -22,6 +22,7 @@ mod exact;
 mod packed;
 mod strings;
 mod table;
+mod unmasked;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -32,6 +33,7 @@ pub use strings::{StringCompare, StringResult};
 
 use crate::mxcsr::{Env, settle};
 use crate::{Fault, FpuState};
+use unmasked::Elements;
 
 /// Opcode map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -111,7 +113,7 @@ enum Run {
     /// The immediate is the shift count.
     ShiftByImmediate(Plain),
     Float(Float, Elements),
-    FloatWithImmediate(FloatWithImmediate, Elements),
+    FloatWithImmediate(FloatWithImmediate),
     /// Blends elements of so many bits by the signs in XMM0.
     BlendByXmm0(u32),
     /// An MMX instruction by way of the XMM one.
@@ -129,25 +131,6 @@ enum Half {
     Joined,
     /// As `Low`; bit 3 of each byte of the source is ignored.
     ByteIndices,
-}
-
-/// Elements of a floating-point result that may be subnormal.
-#[derive(Debug, Clone, Copy)]
-enum Elements {
-    None,
-    Singles(usize),
-    Doubles(usize),
-}
-
-impl Elements {
-    fn any_subnormal(self, value: &Xmm) -> bool {
-        let subnormal = |bits: u64, fraction: u32| bits != 0 && bits < 1 << fraction;
-        match self {
-            Self::None => false,
-            Self::Singles(n) => (0..n).any(|i| subnormal(value[i / 2] >> (32 * (i % 2)) & 0x7fff_ffff, 23)),
-            Self::Doubles(n) => value.iter().take(n).any(|&bits| subnormal(bits & (u64::MAX >> 1), 52)),
-        }
-    }
 }
 
 /// An SSE or MMX instruction.
@@ -215,12 +198,13 @@ impl Instruction {
             Run::Float(run, elements) => {
                 let mut env = Env::of(state);
                 run(&mut env, &mut value, source);
-                settle(state, env.raised(), elements.any_subnormal(&value))?;
+                let raised = elements.flags(state, env.raised(), run, [destination, source], &value);
+                settle(state, raised)?;
             }
-            Run::FloatWithImmediate(run, elements) => {
+            Run::FloatWithImmediate(run) => {
                 let mut env = Env::of(state);
                 run(&mut env, &mut value, source, immediate);
-                settle(state, env.raised(), elements.any_subnormal(&value))?;
+                settle(state, env.raised())?;
             }
             Run::BlendByXmm0(width) => arrange::blend_by_sign(&mut value, source, &state.xmm[0], width),
             Run::Mmx(run, half) => half.run(run, &mut value, source),

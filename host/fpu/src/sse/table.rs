@@ -1,9 +1,10 @@
 //! All instructions that [`super::find`] knows, by encoding. One row is one instruction; nothing else lists them.
 
-use super::Elements::{self, Doubles, Singles};
 use super::Map::{M0F, M0F3A, M0F38};
 use super::Prefix::{self, F2, F3, P66};
 use super::Run::{self, BlendByXmm0, Mmx, ShiftByImmediate, WithImmediate};
+use super::unmasked::Elements::{self, Doubles, Singles};
+use super::unmasked::Operation::{Add, Composite, Divide, Multiply, Narrow, Subtract};
 use super::{Float, FloatWithImmediate, Half, Instruction, Map, Plain, When, arrange, exact, packed, strings};
 use crate::fast;
 
@@ -27,7 +28,7 @@ const fn float(prefix: Prefix, opcode: u8, name: &'static str, run: Float, eleme
 }
 
 const fn compare(prefix: Prefix, name: &'static str, run: FloatWithImmediate) -> Instruction {
-    row(M0F, prefix, 0xc2, name, Run::FloatWithImmediate(run, Elements::None))
+    row(M0F, prefix, 0xc2, name, Run::FloatWithImmediate(run))
 }
 
 impl Instruction {
@@ -112,26 +113,26 @@ const FLOAT: &[Instruction] = &[
     float(P66, 0x51, "sqrtpd", exact::sqrtpd, Elements::None).aligned(),
     float(F3, 0x51, "sqrtss", exact::sqrtss, Elements::None),
     float(F2, 0x51, "sqrtsd", exact::sqrtsd, Elements::None),
-    float(Prefix::None, 0x58, "addps", exact::addps, Singles(4)).aligned(),
-    float(P66, 0x58, "addpd", exact::addpd, Doubles(2)).aligned(),
-    float(F3, 0x58, "addss", exact::addss, Singles(1)),
-    float(F2, 0x58, "addsd", exact::addsd, Doubles(1)),
-    float(Prefix::None, 0x59, "mulps", exact::mulps, Singles(4)).aligned(),
-    float(P66, 0x59, "mulpd", exact::mulpd, Doubles(2)).aligned(),
-    float(F3, 0x59, "mulss", exact::mulss, Singles(1)),
-    float(F2, 0x59, "mulsd", exact::mulsd, Doubles(1)),
-    float(Prefix::None, 0x5c, "subps", exact::subps, Singles(4)).aligned(),
-    float(P66, 0x5c, "subpd", exact::subpd, Doubles(2)).aligned(),
-    float(F3, 0x5c, "subss", exact::subss, Singles(1)),
-    float(F2, 0x5c, "subsd", exact::subsd, Doubles(1)),
+    float(Prefix::None, 0x58, "addps", exact::addps, Singles(4, Add)).aligned(),
+    float(P66, 0x58, "addpd", exact::addpd, Doubles(2, Add)).aligned(),
+    float(F3, 0x58, "addss", exact::addss, Singles(1, Add)),
+    float(F2, 0x58, "addsd", exact::addsd, Doubles(1, Add)),
+    float(Prefix::None, 0x59, "mulps", exact::mulps, Singles(4, Multiply)).aligned(),
+    float(P66, 0x59, "mulpd", exact::mulpd, Doubles(2, Multiply)).aligned(),
+    float(F3, 0x59, "mulss", exact::mulss, Singles(1, Multiply)),
+    float(F2, 0x59, "mulsd", exact::mulsd, Doubles(1, Multiply)),
+    float(Prefix::None, 0x5c, "subps", exact::subps, Singles(4, Subtract)).aligned(),
+    float(P66, 0x5c, "subpd", exact::subpd, Doubles(2, Subtract)).aligned(),
+    float(F3, 0x5c, "subss", exact::subss, Singles(1, Subtract)),
+    float(F2, 0x5c, "subsd", exact::subsd, Doubles(1, Subtract)),
     float(Prefix::None, 0x5d, "minps", exact::minps, Elements::None).aligned(),
     float(P66, 0x5d, "minpd", exact::minpd, Elements::None).aligned(),
     float(F3, 0x5d, "minss", exact::minss, Elements::None),
     float(F2, 0x5d, "minsd", exact::minsd, Elements::None),
-    float(Prefix::None, 0x5e, "divps", exact::divps, Singles(4)).aligned(),
-    float(P66, 0x5e, "divpd", exact::divpd, Doubles(2)).aligned(),
-    float(F3, 0x5e, "divss", exact::divss, Singles(1)),
-    float(F2, 0x5e, "divsd", exact::divsd, Doubles(1)),
+    float(Prefix::None, 0x5e, "divps", exact::divps, Singles(4, Divide)).aligned(),
+    float(P66, 0x5e, "divpd", exact::divpd, Doubles(2, Divide)).aligned(),
+    float(F3, 0x5e, "divss", exact::divss, Singles(1, Divide)),
+    float(F2, 0x5e, "divsd", exact::divsd, Doubles(1, Divide)),
     float(Prefix::None, 0x5f, "maxps", exact::maxps, Elements::None).aligned(),
     float(P66, 0x5f, "maxpd", exact::maxpd, Elements::None).aligned(),
     float(F3, 0x5f, "maxss", exact::maxss, Elements::None),
@@ -144,12 +145,12 @@ const FLOAT: &[Instruction] = &[
     float(P66, 0x2e, "ucomisd", exact::ucomisd, Elements::None),
     float(Prefix::None, 0x2f, "comiss", exact::comiss, Elements::None),
     float(P66, 0x2f, "comisd", exact::comisd, Elements::None),
-    float(P66, 0xd0, "addsubpd", exact::addsubpd, Doubles(2)).aligned().newer(),
-    float(F2, 0xd0, "addsubps", exact::addsubps, Singles(4)).aligned().newer(),
-    float(P66, 0x7c, "haddpd", exact::haddpd, Doubles(2)).aligned().newer(),
-    float(F2, 0x7c, "haddps", exact::haddps, Singles(4)).aligned().newer(),
-    float(P66, 0x7d, "hsubpd", exact::hsubpd, Doubles(2)).aligned().newer(),
-    float(F2, 0x7d, "hsubps", exact::hsubps, Singles(4)).aligned().newer(),
+    float(P66, 0xd0, "addsubpd", exact::addsubpd, Doubles(2, Composite)).aligned().newer(),
+    float(F2, 0xd0, "addsubps", exact::addsubps, Singles(4, Composite)).aligned().newer(),
+    float(P66, 0x7c, "haddpd", exact::haddpd, Doubles(2, Composite)).aligned().newer(),
+    float(F2, 0x7c, "haddps", exact::haddps, Singles(4, Composite)).aligned().newer(),
+    float(P66, 0x7d, "hsubpd", exact::hsubpd, Doubles(2, Composite)).aligned().newer(),
+    float(F2, 0x7d, "hsubps", exact::hsubps, Singles(4, Composite)).aligned().newer(),
 ];
 
 /// Conversions.
@@ -158,9 +159,9 @@ const CONVERT: &[Instruction] = &[
     float(P66, 0x5b, "cvtps2dq", exact::cvtps2dq, Elements::None).aligned(),
     float(F3, 0x5b, "cvttps2dq", exact::cvttps2dq, Elements::None).aligned(),
     float(Prefix::None, 0x5a, "cvtps2pd", exact::cvtps2pd, Elements::None),
-    float(P66, 0x5a, "cvtpd2ps", exact::cvtpd2ps, Singles(2)).aligned(),
+    float(P66, 0x5a, "cvtpd2ps", exact::cvtpd2ps, Singles(2, Narrow)).aligned(),
     float(F3, 0x5a, "cvtss2sd", exact::cvtss2sd, Elements::None),
-    float(F2, 0x5a, "cvtsd2ss", exact::cvtsd2ss, Singles(1)),
+    float(F2, 0x5a, "cvtsd2ss", exact::cvtsd2ss, Singles(1, Narrow)),
     float(F3, 0xe6, "cvtdq2pd", exact::cvtdq2pd, Elements::None),
     float(F2, 0xe6, "cvtpd2dq", exact::cvtpd2dq, Elements::None).aligned(),
     float(P66, 0xe6, "cvttpd2dq", exact::cvttpd2dq, Elements::None).aligned(),
@@ -409,10 +410,10 @@ const NEWER: &[Instruction] = &[
     row(M0F38, P66, 0x10, "pblendvb", BlendByXmm0(8)).aligned(),
     row(M0F38, P66, 0x14, "blendvps", BlendByXmm0(32)).aligned(),
     row(M0F38, P66, 0x15, "blendvpd", BlendByXmm0(64)).aligned(),
-    row(M0F3A, P66, 0x08, "roundps", Run::FloatWithImmediate(exact::roundps, Elements::None)).aligned(),
-    row(M0F3A, P66, 0x09, "roundpd", Run::FloatWithImmediate(exact::roundpd, Elements::None)).aligned(),
-    row(M0F3A, P66, 0x0a, "roundss", Run::FloatWithImmediate(exact::roundss, Elements::None)),
-    row(M0F3A, P66, 0x0b, "roundsd", Run::FloatWithImmediate(exact::roundsd, Elements::None)),
+    row(M0F3A, P66, 0x08, "roundps", Run::FloatWithImmediate(exact::roundps)).aligned(),
+    row(M0F3A, P66, 0x09, "roundpd", Run::FloatWithImmediate(exact::roundpd)).aligned(),
+    row(M0F3A, P66, 0x0a, "roundss", Run::FloatWithImmediate(exact::roundss)),
+    row(M0F3A, P66, 0x0b, "roundsd", Run::FloatWithImmediate(exact::roundsd)),
     row(M0F3A, P66, 0x0c, "blendps", WithImmediate(arrange::blendps)).aligned(),
     row(M0F3A, P66, 0x0d, "blendpd", WithImmediate(arrange::blendpd)).aligned(),
     row(M0F3A, P66, 0x0e, "pblendw", WithImmediate(arrange::pblendw)).aligned(),
@@ -427,8 +428,8 @@ const NEWER: &[Instruction] = &[
     row(M0F3A, P66, 0x21, "insertps", WithImmediate(arrange::insertps_memory)).when(When::Memory),
     row(M0F3A, P66, 0x22, "pinsrd", WithImmediate(arrange::pinsrd)).when(When::Narrow),
     row(M0F3A, P66, 0x22, "pinsrq", WithImmediate(arrange::pinsrq)).when(When::Wide),
-    row(M0F3A, P66, 0x40, "dpps", Run::FloatWithImmediate(strings::dpps, Singles(4))).aligned(),
-    row(M0F3A, P66, 0x41, "dppd", Run::FloatWithImmediate(strings::dppd, Doubles(2))).aligned(),
+    row(M0F3A, P66, 0x40, "dpps", Run::FloatWithImmediate(strings::dpps)).aligned(),
+    row(M0F3A, P66, 0x41, "dppd", Run::FloatWithImmediate(strings::dppd)).aligned(),
     row(M0F3A, P66, 0x42, "mpsadbw", WithImmediate(packed::mpsadbw)).aligned(),
 ];
 
