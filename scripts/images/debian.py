@@ -15,7 +15,7 @@ from .apt import Unavailable, run
 
 PACKAGES = ("systemd-sysv", "udev", "dbus", "python3-minimal", "python3", "openssl", "iproute2", "e2fsprogs")
 SIZE = "1G"
-# Fixed, so that two builds of the same packages agree: file system UUID, hash seed, newest file time.
+# Fixed, so that two builds of the same packages differ in little but inode change times.
 UUID = "6b1c4d1e-9f0a-4a0e-8d6b-cca9e0000001"
 EPOCH = "1700000000"
 SOURCES = Path(__file__).with_name("debian")
