@@ -1,0 +1,90 @@
+//! Near jumps, calls and returns in 64-bit mode; direct jumps in all modes.
+
+use super::{by_cc, check, get};
+use crate::op::{Handler, Op, Ret, follow, jump, next};
+use crate::state::{Cpu, RSP};
+
+/// JMP to a known target.
+pub(crate) extern "C" fn jmp(c: &mut Cpu, o: &Op) -> Ret {
+    follow(c, o, 0)
+}
+
+/// The end of a block that no branch ends.
+pub(crate) extern "C" fn fall(c: &mut Cpu, o: &Op) -> Ret {
+    follow(c, o, 0)
+}
+
+extern "C" fn jcc<const CC: u8>(c: &mut Cpu, o: &Op) -> Ret {
+    if c.cond::<CC>() { follow(c, o, 1) } else { follow(c, o, 0) }
+}
+
+/// The handler of Jcc; links: fall-through, then target.
+pub(crate) fn pick_jcc(cc: u8) -> Handler {
+    macro_rules! one {
+        ($cc:expr) => {
+            jcc::<$cc> as Handler
+        };
+    }
+    by_cc!(cc, one!())
+}
+
+/// CALL to a known target; `imm` is the return address.
+pub(crate) extern "C" fn call(c: &mut Cpu, o: &Op) -> Ret {
+    let sp = c.regs[RSP].wrapping_sub(8);
+    check!(c.store::<8>(o, sp, o.imm));
+    c.regs[RSP] = sp;
+    follow(c, o, 0)
+}
+
+/// CALL through a register.
+pub(crate) extern "C" fn call_r(c: &mut Cpu, o: &Op) -> Ret {
+    let target = c.reg(o.a);
+    let sp = c.regs[RSP].wrapping_sub(8);
+    check!(c.store::<8>(o, sp, o.imm));
+    c.regs[RSP] = sp;
+    jump(c, target, o.n)
+}
+
+/// CALL through memory.
+pub(crate) extern "C" fn call_m(c: &mut Cpu, o: &Op) -> Ret {
+    let target = get!(c.load::<8>(o, c.ea(o)));
+    let sp = c.regs[RSP].wrapping_sub(8);
+    check!(c.store::<8>(o, sp, o.imm));
+    c.regs[RSP] = sp;
+    jump(c, target, o.n)
+}
+
+/// JMP through a register.
+pub(crate) extern "C" fn jmp_r(c: &mut Cpu, o: &Op) -> Ret {
+    let target = c.reg(o.a);
+    jump(c, target, o.n)
+}
+
+/// JMP through memory.
+pub(crate) extern "C" fn jmp_m(c: &mut Cpu, o: &Op) -> Ret {
+    let target = get!(c.load::<8>(o, c.ea(o)));
+    jump(c, target, o.n)
+}
+
+/// RET; `imm` is what is dropped from the stack beyond the return address.
+pub(crate) extern "C" fn ret(c: &mut Cpu, o: &Op) -> Ret {
+    let sp = c.regs[RSP];
+    let target = get!(c.load::<8>(o, sp));
+    c.regs[RSP] = sp.wrapping_add(8).wrapping_add(o.imm);
+    jump(c, target, o.n)
+}
+
+/// Goes on where `Cpu::rip` says, which the operation before has set; `imm` is its address if control does not move.
+pub(crate) extern "C" fn go(c: &mut Cpu, o: &Op) -> Ret {
+    let rip = c.rip;
+    if c.look_up {
+        c.budget = c.budget.wrapping_sub(i64::from(o.n));
+        return crate::op::stop();
+    }
+    jump(c, rip, o.n)
+}
+
+/// NOP and everything that this processor treats as one.
+pub(crate) extern "C" fn nop(c: &mut Cpu, o: &Op) -> Ret {
+    next(c, o)
+}

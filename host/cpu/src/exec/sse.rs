@@ -1,0 +1,1 @@
+//! SSE and SSE2 in threaded form.

@@ -1,0 +1,3 @@
+//! Small programs, run on a bare CPU.
+
+mod programs;
