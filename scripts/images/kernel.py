@@ -65,7 +65,7 @@ def elf_inside(bzimage: bytes) -> bytes:
         raise Unavailable("the kernel image has no setup header")
     (version,) = struct.unpack_from("<H", bzimage, VERSION)
     if version < 0x208:
-        raise Unavailable(f"boot protocol {version:#x} does not tell where the payload is; 0x208 is the first that does")
+        raise Unavailable(f"boot protocol {version:#x} does not tell where the payload is; 0x208 is the first to")
     setup_sectors = bzimage[SETUP_SECTS] or 4
     offset, length = struct.unpack_from("<II", bzimage, PAYLOAD_OFFSET)
     start = (setup_sectors + 1) * 512 + offset

@@ -34,8 +34,10 @@ static inline uint32_t rotate_right(uint32_t word, unsigned by)
 
 static __attribute__((noinline)) void keccak_round(uint64_t *a, uint64_t constant)
 {
-    static const uint8_t lane[24] = {10, 7, 11, 17, 18, 3, 5, 16, 8, 21, 24, 4, 15, 23, 19, 13, 12, 2, 20, 14, 22, 9, 6, 1};
-    static const uint8_t offset[24] = {1, 3, 6, 10, 15, 21, 28, 36, 45, 55, 2, 14, 27, 41, 56, 8, 25, 43, 62, 18, 39, 61, 20, 44};
+    static const uint8_t lane[24] = {10, 7,  11, 17, 18, 3, 5,  16, 8,  21, 24, 4,
+                                     15, 23, 19, 13, 12, 2, 20, 14, 22, 9,  6,  1};
+    static const uint8_t offset[24] = {1,  3,  6,  10, 15, 21, 28, 36, 45, 55, 2,  14,
+                                       27, 41, 56, 8,  25, 43, 62, 18, 39, 61, 20, 44};
     uint64_t column[5];
 #pragma GCC unroll 5
     for (unsigned x = 0; x < 5; x++)
@@ -139,7 +141,8 @@ static __attribute__((noinline)) void multiply(uint64_t *out, const uint64_t *on
 }
 
 /* `out` += `words` * by, over `length` words; returns the carry. */
-static __attribute__((noinline)) uint64_t add_multiple(uint64_t *out, const uint64_t *words, unsigned length, uint64_t by)
+static __attribute__((noinline)) uint64_t add_multiple(uint64_t *out, const uint64_t *words, unsigned length,
+                                                       uint64_t by)
 {
     uint64_t carry = 0;
     for (unsigned i = 0; i < length; i++) {

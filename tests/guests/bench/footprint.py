@@ -35,7 +35,8 @@ def function(index: int, rng: random.Random) -> str:
         "uint64_t y = *p + x;",
     ]
     lines += (statement(rng) for _ in range(rng.randrange(2, 6)))
-    lines += (f"if (depth) y += f{rng.randrange(FUNCTIONS)}(y ^ x, depth - 1);" for _ in range(rng.choice((0, 1, 1, 2))))
+    calls = rng.choice((0, 1, 1, 2))
+    lines += (f"if (depth) y += f{rng.randrange(FUNCTIONS)}(y ^ x, depth - 1);" for _ in range(calls))
     body = "\n    ".join(lines)
     return f"static uint64_t f{index}(uint64_t x, unsigned depth)\n{{\n    {body}\n    return y ^ x;\n}}"
 
