@@ -157,7 +157,11 @@ impl BlockNode {
             Op::Flush => (),
             _ if request.len == 0 => return self.end(request, Ok(())),
             Op::WriteZeroes { unmap, .. } => *unmap &= self.discard == Discard::Unmap,
-            Op::Write { .. } => request.detect_zeroes = request.detect_zeroes.max(self.detect_zeroes),
+            Op::Write { .. } => {
+                // A node above may want zeroes to give space back; this one may not want to.
+                let most = if self.discard == Discard::Unmap { DetectZeroes::Unmap } else { DetectZeroes::On };
+                request.detect_zeroes = request.detect_zeroes.max(self.detect_zeroes).min(most);
+            }
             _ => (),
         }
         self.driver.submit(request);

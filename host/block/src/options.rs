@@ -328,6 +328,7 @@ fn take_drive_file(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn blockdev(text: &str) -> Result<NodeOptions, String> {
         let options = Options::parse("-blockdev", text, Some("driver")).map_err(|e| e.to_string())?;
@@ -441,6 +442,45 @@ mod tests {
         ];
         for (text, error) in cases {
             assert_eq!(blockdev(text), Err(error.to_owned()), "{text}");
+        }
+    }
+
+    fn words() -> impl Strategy<Value = String> {
+        let key = prop::sample::select(vec![
+            "driver",
+            "file",
+            "file.driver",
+            "file.filename",
+            "file.file",
+            "filename",
+            "node-name",
+            "format",
+            "if",
+            "id",
+            "cache",
+            "cache.direct",
+            "discard",
+            "detect-zeroes",
+            "size",
+            "offset",
+            "read-only",
+            "aio",
+            "snapshot",
+        ]);
+        let value =
+            prop::sample::select(vec!["raw", "file", "on", "off", "none", "a,,b", "1", "1.5G", "unmap", "", "x"]);
+        prop::collection::vec((key, value), 0..10)
+            .prop_map(|words| words.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(","))
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_make_options_or_an_error_with_a_text(text in words()) {
+            for result in [blockdev(&text).map(drop), drive(&text).map(drop)] {
+                if let Err(error) = result {
+                    prop_assert!(error.starts_with('-') && error.len() > 20, "{error}");
+                }
+            }
         }
     }
 }

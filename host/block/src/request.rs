@@ -155,6 +155,8 @@ impl Drop for Completion {
         if let Some(callback) = self.callback.take() {
             callback(Err(Errno::IO));
         }
+        // The lowest node first: who drains a device finds all nodes below it drained.
+        while self.in_flight.pop().is_some() {}
     }
 }
 

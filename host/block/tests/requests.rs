@@ -150,6 +150,23 @@ fn zeroes_that_are_looked_for_become_holes() {
 }
 
 #[test]
+fn a_file_that_keeps_its_space_does_so_whatever_the_node_above_wants() {
+    use std::os::unix::fs::MetadataExt;
+    let (file, graph) = (image(&[1; 1 << 20]), BlockGraph::new().unwrap());
+    file.as_file().sync_all().unwrap();
+    let below = json!({"driver": "file", "filename": file.path(), "discard": "ignore"});
+    let options =
+        json!({"driver": "raw", "node-name": "r", "discard": "unmap", "detect-zeroes": "unmap", "file": below});
+    graph.add_json(&options).unwrap();
+    let backend = graph.attach("r", "test", true).unwrap();
+    write(&backend, 0, &[0; 1 << 20], 1 << 20).unwrap();
+    wait(&backend, |done| Request::write_zeroes(0, 1 << 20, true, done)).unwrap();
+    wait(&backend, |done| Request::discard(0, 1 << 20, done)).unwrap();
+    assert!(file.as_file().metadata().unwrap().blocks() >= 2048);
+    assert_eq!(std::fs::read(file.path()).unwrap(), [0; 1 << 20]);
+}
+
+#[test]
 fn without_write_cache_each_write_is_flushed_and_still_counted_once() {
     let (file, graph) = (image(&[0; 4096]), BlockGraph::new().unwrap());
     let backend = writer(&graph, file.path(), false, "ignore").unwrap();

@@ -78,6 +78,7 @@ fn tcp(option: &str, text: &str, rest: &str) -> Result<SocketOptions, CharError>
 mod tests {
     use super::*;
     use crate::SocketAddress;
+    use proptest::prelude::*;
 
     fn backend(text: &str) -> BackendOptions {
         match parse_legacy("-serial", "serial0", text).unwrap() {
@@ -109,5 +110,16 @@ mod tests {
         assert!(parse_legacy("-qmp", "s", "file:").is_err());
         let error = parse_legacy("-qmp", "s", "unix:/tmp/s,sever=on").unwrap_err().to_string();
         assert_eq!(error, "-qmp: Invalid parameter 'sever', did you mean 'server'?");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_short_form_or_refused(
+            text in "(mon:)?(unix:|tcp:|file:|chardev:|stdio|pty|null)?[a-z0-9:,=/\\[\\]]{0,24}|\\PC*",
+        ) {
+            if let Err(error) = parse_legacy("-serial", "serial0", &text) {
+                prop_assert!(error.to_string().contains("-serial"), "{error}");
+            }
+        }
     }
 }

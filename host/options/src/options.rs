@@ -109,7 +109,7 @@ impl Options {
         self.pairs.iter().any(Pair::is_help)
     }
 
-    /// What the user should hear of that is no error: words of the old style.
+    /// What the user should hear of that is no error: words of the old style. Ask before anything is taken.
     pub fn warnings(&self) -> Vec<String> {
         let old_style = |p: &Pair| {
             let word = p.flag.as_ref().filter(|_| !p.is_help())?;
