@@ -116,6 +116,48 @@ impl ToJson for Array {
     }
 }
 
+/// The unsigned number that the member `name` of the object in `text` has; `None` if there is no such number. Members
+/// of inner objects do not count.
+///
+/// ```
+/// use cardcage_plugin_api::json::number;
+/// let machine = r#"{"cpus":2,"inner":{"x":7},"name":"a\"b: {","ram":4096}"#;
+/// assert_eq!((number(machine, "cpus"), number(machine, "ram")), (Some(2), Some(4096)));
+/// assert_eq!((number(machine, "x"), number(machine, "name")), (None, None));
+/// ```
+pub fn number(text: &str, name: &str) -> Option<u64> {
+    let (mut depth, mut rest) = (0u32, text);
+    loop {
+        let at = rest.find(['{', '}', '[', ']', '"'])?;
+        let (symbol, after) = (rest.as_bytes().get(at)?, rest.get(at + 1..)?);
+        rest = after;
+        match symbol {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {
+                let key = after.get(..string_end(after)?)?;
+                rest = after.get(key.len() + 1..)?;
+                let value = rest.trim_start().strip_prefix(':').filter(|_| depth == 1 && key == name);
+                if let Some(value) = value {
+                    let value = value.trim_start();
+                    let end = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
+                    return value.get(..end)?.parse().ok();
+                }
+            }
+        }
+    }
+}
+
+/// Length of a JSON string whose opening quote has been taken.
+fn string_end(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    text.bytes().position(|b| {
+        let end = b == b'"' && !escaped;
+        escaped = b == b'\\' && !escaped;
+        end
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

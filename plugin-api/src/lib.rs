@@ -62,6 +62,8 @@
 //! * [`Context`]: what the host does for a device: memory, time, backends, events.
 //! * [`Bus`]: ports, addresses, BARs and interrupts.
 //! * [`state`]: saving and restoring.
+//! * `testing` (with the feature of that name): a host in a box for your unit tests, and checks that every device
+//!   should pass.
 //!
 //! Messages go through the `log` crate's macros ([`log`]); they appear in the VM's log with the device's id.
 //!
@@ -80,6 +82,7 @@ extern crate self as cardcage_plugin_api;
 #[cfg(panic = "abort")]
 compile_error!("a cardcage plugin must be built with panic = \"unwind\": a panic must not take the whole VM down");
 
+pub mod bytewise;
 mod context;
 mod device;
 #[doc(hidden)]
@@ -90,6 +93,8 @@ pub mod memory;
 pub mod properties;
 mod shim;
 pub mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod virtio;
 
 #[doc(hidden)]

@@ -125,6 +125,11 @@ impl VirtQueue {
         self.index
     }
 
+    /// Number of descriptors: also the largest number of chains that an honest driver has in flight.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// The next available chain, if there is one.
     ///
     /// When there is none, the driver is asked to notify (and the ring is looked at once more, so that nothing that
@@ -197,6 +202,11 @@ impl Chain {
     /// Writes the device-writable part from its start, as one stream of bytes.
     pub fn writer<'a>(&self, memory: &'a GuestMemory) -> Result<Writer<'a, crate::memory::DirtyBitmap>> {
         Ok(self.0.clone().writer(memory.deref())?)
+    }
+
+    /// All ranges in the order of the chain, each with whether the device may write it.
+    pub fn ranges(&self) -> impl Iterator<Item = (GuestRange, bool)> + use<> {
+        self.0.clone().map(|d| (range(d), d.is_write_only()))
     }
 
     /// The device-readable ranges, in order.
