@@ -173,7 +173,7 @@ impl Cpu {
         self.map(a, Access::Write, user)?;
         let last = self.wrap(a.wrapping_add(size as u64 - 1));
         if (a ^ last) & !0xfff != 0 {
-            self.map(last, Access::Write, user)?;
+            self.map(last & !0xfff, Access::Write, user)?;
         }
         Ok(())
     }
@@ -184,7 +184,7 @@ impl Cpu {
         self.map(a, Access::Read, user)?;
         let last = self.wrap(a.wrapping_add(size as u64 - 1));
         if (a ^ last) & !0xfff != 0 {
-            self.map(last, Access::Read, user)?;
+            self.map(last & !0xfff, Access::Read, user)?;
         }
         Ok(())
     }
