@@ -1,8 +1,20 @@
 //! Near jumps, calls and returns in 64-bit mode; direct jumps in all modes.
 
 use super::{by_cc, check, get};
+use crate::fault::Fault;
+use crate::memory::is_canonical;
 use crate::op::{Handler, Op, Ret, follow, jump, next};
 use crate::state::{Cpu, RSP};
+
+/// Whether the target of an indirect branch is canonical; notes #GP at the branch if not.
+#[inline(always)]
+fn check_target(c: &mut Cpu, o: &Op, target: u64) -> bool {
+    if !is_canonical(target) {
+        c.note_fault(o, Fault::GP);
+        return false;
+    }
+    true
+}
 
 /// JMP to a known target.
 pub(crate) extern "C" fn jmp(c: &mut Cpu, o: &Op) -> Ret {
@@ -39,6 +51,7 @@ pub(crate) extern "C" fn call(c: &mut Cpu, o: &Op) -> Ret {
 /// CALL through a register.
 pub(crate) extern "C" fn call_r(c: &mut Cpu, o: &Op) -> Ret {
     let target = c.reg(o.a);
+    check!(check_target(c, o, target));
     let sp = c.regs[RSP].wrapping_sub(8);
     check!(c.store::<8>(o, sp, o.imm));
     c.regs[RSP] = sp;
@@ -48,6 +61,7 @@ pub(crate) extern "C" fn call_r(c: &mut Cpu, o: &Op) -> Ret {
 /// CALL through memory.
 pub(crate) extern "C" fn call_m(c: &mut Cpu, o: &Op) -> Ret {
     let target = get!(c.load::<8>(o, c.ea(o)));
+    check!(check_target(c, o, target));
     let sp = c.regs[RSP].wrapping_sub(8);
     check!(c.store::<8>(o, sp, o.imm));
     c.regs[RSP] = sp;
@@ -57,12 +71,14 @@ pub(crate) extern "C" fn call_m(c: &mut Cpu, o: &Op) -> Ret {
 /// JMP through a register.
 pub(crate) extern "C" fn jmp_r(c: &mut Cpu, o: &Op) -> Ret {
     let target = c.reg(o.a);
+    check!(check_target(c, o, target));
     jump(c, target, o.n)
 }
 
 /// JMP through memory.
 pub(crate) extern "C" fn jmp_m(c: &mut Cpu, o: &Op) -> Ret {
     let target = get!(c.load::<8>(o, c.ea(o)));
+    check!(check_target(c, o, target));
     jump(c, target, o.n)
 }
 
@@ -70,6 +86,7 @@ pub(crate) extern "C" fn jmp_m(c: &mut Cpu, o: &Op) -> Ret {
 pub(crate) extern "C" fn ret(c: &mut Cpu, o: &Op) -> Ret {
     let sp = c.regs[RSP];
     let target = get!(c.load::<8>(o, sp));
+    check!(check_target(c, o, target));
     c.regs[RSP] = sp.wrapping_add(8).wrapping_add(o.imm);
     jump(c, target, o.n)
 }
