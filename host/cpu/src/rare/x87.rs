@@ -6,7 +6,7 @@ use iced_x86::{Code, Instruction, Mnemonic as M, OpCodeTableKind, OpKind};
 
 use super::operands;
 use crate::fault::{Fault, Res, vector};
-use crate::state::{Cpu, RAX, cr0, rflags};
+use crate::state::{CS, Cpu, RAX, cr0, rflags};
 
 impl From<cardcage_fpu::Fault> for Fault {
     fn from(fault: cardcage_fpu::Fault) -> Fault {
@@ -104,16 +104,37 @@ fn memory(c: &mut Cpu, i: &Instruction, first: u8, second: u8) -> Res {
             let a = operands::address(c, i, len, false)?;
             c.read_bytes(a, &mut buffer[..len])?;
             x87::execute_memory(&mut c.fpu, first, second, layout, site(c.rip, i, effective), &mut buffer)?;
+            note_opcode(c, i, first, second)?;
         }
         Operand::Store(len) => {
             let a = operands::address(c, i, len, true)?;
-            c.probe_write(a, len)?;
+            // An unmasked exception can suppress the store, and with it the store's faults.
+            let before = c.fpu.clone();
             let effect =
                 x87::execute_memory(&mut c.fpu, first, second, layout, site(c.rip, i, effective), &mut buffer)?;
-            if let Effect::Store(len) = effect {
-                c.write_bytes(a, &buffer[..len])?;
+            if let Effect::Store(len @ 1..) = effect
+                && let Err(fault) = c.probe_write(a, len).and_then(|()| c.write_bytes(a, &buffer[..len]))
+            {
+                c.fpu = before;
+                return Err(fault);
             }
+            note_opcode(c, i, first, second)?;
         }
+    }
+    Ok(())
+}
+
+/// After an unmasked exception, FOP has the ModR/M byte as it stands in the code, which the decoded form has not.
+fn note_opcode(c: &mut Cpu, i: &Instruction, first: u8, second: u8) -> Res {
+    let control = matches!((first, second >> 3), (0xd9, 4..=7) | (0xdd, 4 | 6 | 7));
+    if c.fpu.math_fault_pending() && !control {
+        let mut code = [0; 15];
+        let len = i.len().min(code.len());
+        let at = c.segs[CS].base.wrapping_add(i.ip());
+        c.read_bytes(at, &mut code[..len])?;
+        // No prefix has the value of an x87 opcode.
+        let modrm = code.iter().skip_while(|&&byte| byte != first).nth(1);
+        c.fpu.set_last_opcode(first, modrm.copied().unwrap_or(0));
     }
     Ok(())
 }
