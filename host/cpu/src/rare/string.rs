@@ -151,7 +151,8 @@ fn movs(c: &mut Cpu, i: &Instruction, size: usize) -> Res {
             return again(c, i);
         }
         let from = r.source(c)?;
-        let to = r.destination(c, true)?;
+        // The load comes first: its fault counts where both operands have one.
+        let to = r.destination(c, true).or_else(|fault| c.read_linear(from, size).and(Err(fault)))?;
         let n = left.min(burst).min(r.run(c.regs[RSI], from)).min(r.run(c.regs[RDI], to));
         let mut moved = 1;
         if n > 1 && copy(c, from, to, n * size as u64) {
