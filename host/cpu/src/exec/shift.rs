@@ -82,7 +82,7 @@ pub(crate) fn shift<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, x
                     cf = out;
                 }
             }
-            if FL && n != 0 {
+            if FL && k != 0 {
                 let of = if K == RCL { cf != (r & top != 0) } else { (r & top != 0) != (r & (top >> 1) != 0) };
                 c.set_co(cf, of);
             }
