@@ -237,6 +237,11 @@ impl FpuState {
         Ok(())
     }
 
+    /// Sets the last-instruction opcode (FOP), for callers who executed with a ModR/M byte that was not the guest's own.
+    pub fn set_last_opcode(&mut self, opcode: u8, modrm: u8) {
+        self.opcode = u16::from(opcode & 7) << 8 | u16::from(modrm);
+    }
+
     pub(crate) fn top(&self) -> usize {
         usize::from(self.status >> TOP_SHIFT & 7)
     }

@@ -147,11 +147,13 @@ pub struct Instruction {
     beyond_sse2: bool,
 }
 
+type ByOpcode = HashMap<(Map, Prefix, u8), Vec<&'static Instruction>>;
+
 /// The instruction with this encoding. `None` if there is none such, or if it is newer than SSE2 and the host lacks
 /// SSE4.2.
 pub fn find(encoding: Encoding) -> Option<&'static Instruction> {
-    static BY_OPCODE: LazyLock<HashMap<(Map, Prefix, u8), Vec<&'static Instruction>>> = LazyLock::new(|| {
-        let mut map = HashMap::<_, Vec<_>>::new();
+    static BY_OPCODE: LazyLock<ByOpcode> = LazyLock::new(|| {
+        let mut map = ByOpcode::new();
         for instruction in table::all() {
             map.entry((instruction.map, instruction.prefix, instruction.opcode)).or_default().push(instruction);
         }
@@ -179,7 +181,7 @@ impl Instruction {
     }
 
     /// Computes the new value of the destination. After a fault `destination` is as before, and of the state only
-    /// flags of MXCSR have changed.
+    /// flags of MXCSR and what MMX instructions change in the x87 state.
     pub fn execute(
         &self,
         state: &mut FpuState,
@@ -187,8 +189,9 @@ impl Instruction {
         source: &Xmm,
         immediate: u8,
     ) -> Result<(), Fault> {
-        if self.mmx && state.math_fault_pending() {
-            return Err(Fault::MathFault);
+        if self.mmx {
+            // The registers have become MMX registers even if a SIMD exception follows.
+            state.enter_mmx()?;
         }
         let mut value = *destination;
         match self.run {
@@ -208,9 +211,6 @@ impl Instruction {
             }
             Run::BlendByXmm0(width) => arrange::blend_by_sign(&mut value, source, &state.xmm[0], width),
             Run::Mmx(run, half) => half.run(run, &mut value, source),
-        }
-        if self.mmx {
-            state.enter_mmx()?;
         }
         *destination = value;
         Ok(())

@@ -156,7 +156,7 @@ fn compute(state: &mut FpuState, opcode: u8, modrm: u8, site: Site, run: impl Fn
     state.opcode = last_opcode;
     state.data_pointer = last_data;
     if state.math_fault_pending() {
-        state.opcode = u16::from(opcode & 7) << 8 | u16::from(modrm);
+        state.set_last_opcode(opcode, modrm);
         if modrm < 0xc0 {
             state.data_pointer = site.operand;
         }
