@@ -62,6 +62,7 @@ fn each_mistake_has_its_text() {
         (b"\x01", "stray '\u{1}'"),
         (b"\"abc\n", "stray '\"abc\n'"),
         (b"{\"execute\":\"query-na\xff", "stray '\"query-na\u{fffd}'"),
+        (b"'\xc0\x80\xed\xa0\x80\xc3x\x80\xef\xbf\xbe\n", "stray ''\0\u{fffd}\u{fffd}x\u{fffd}\u{fffd}\n'"),
         (br#""\q""#, "invalid escape sequence in string"),
         (b"\"a\x80b\"", "invalid UTF-8 sequence in string"),
         (b"\"\xc1\x80\"", "invalid UTF-8 sequence in string"),

@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub struct Machine {
     qtest: Qtest,
     qmp: Mutex<Qmp>,
-    child: Option<Child>,
+    child: Mutex<Option<Child>>,
 }
 
 impl std::ops::Deref for Machine {
@@ -66,7 +66,7 @@ impl Machine {
         let mut child = child.unwrap_or_else(|e| panic!("cannot start {}: {e}", binary.as_ref().display()));
         let mut accept = |listener, what| accept(listener, &mut child, what);
         let (qtest, qmp) = (accept(&qtest, "qtest"), accept(&qmp, "QMP"));
-        Self { qtest: Qtest::new(qtest), qmp: Mutex::new(Qmp::new(qmp)), child: Some(child) }
+        Self { qtest: Qtest::new(qtest), qmp: Mutex::new(Qmp::new(qmp)), child: Mutex::new(Some(child)) }
     }
 
     /// The QMP connection.
@@ -86,22 +86,26 @@ impl Machine {
         self.monitor().wait_event(name)
     }
 
-    /// Ends the machine with SIGTERM and checks that its exit status is 0.
+    /// Ends the machine with SIGTERM and checks that its exit status is 0. Nothing else works after that.
     #[track_caller]
-    pub fn shutdown(mut self) {
+    pub fn shutdown(&self) {
         self.end();
     }
 
     /// Waits until the machine has ended by itself and gives its exit status.
     #[track_caller]
-    pub fn wait_exit(mut self) -> ExitStatus {
-        let mut child = self.child.take().expect("it is there until the machine has ended");
+    pub fn wait_exit(&self) -> ExitStatus {
+        let mut child = self.take_child().expect("the machine has not been ended before");
         wait(&mut child, PATIENCE)
     }
 
+    fn take_child(&self) -> Option<Child> {
+        self.child.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
+    }
+
     #[track_caller]
-    fn end(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
+    fn end(&self) {
+        let Some(mut child) = self.take_child() else { return };
         // It may have ended already, which the status tells.
         let _ = kill_process(Pid::from_child(&child), Signal::TERM);
         let status = wait(&mut child, END);
@@ -113,7 +117,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.end();
-        } else if let Some(mut child) = self.child.take() {
+        } else if let Some(mut child) = self.take_child() {
             // The test has failed already; this only cleans up.
             let _ = child.kill();
             let _ = child.wait();

@@ -199,8 +199,8 @@ pub fn parse(input: &[u8]) -> Result<Value, JsonError> {
 
 fn shown(bytes: &[u8]) -> String {
     match bytes.get(..SHOWN_BYTES) {
-        Some(head) if bytes.len() > SHOWN_BYTES => format!("{}...", String::from_utf8_lossy(head)),
-        _ => String::from_utf8_lossy(bytes).into_owned(),
+        Some(head) if bytes.len() > SHOWN_BYTES => format!("{}...", string::shown(head)),
+        _ => string::shown(bytes),
     }
 }
 

@@ -44,10 +44,7 @@ fn unicode_escape(rest: &[u8]) -> Result<(char, usize), JsonError> {
     };
     match code.and_then(char::from_u32).filter(|c| !is_noncharacter(*c)) {
         Some(c) => Ok((c, used)),
-        None => {
-            let shown = rest.get(..used).unwrap_or(rest);
-            Err(JsonError::NotUnicode(String::from_utf8_lossy(shown).into_owned()))
-        }
+        None => Err(JsonError::NotUnicode(shown(rest.get(..used).unwrap_or(rest)))),
     }
 }
 
@@ -66,6 +63,28 @@ fn utf8(rest: &[u8]) -> Option<(char, usize)> {
     };
     let c = std::str::from_utf8(rest.get(..len)?).ok()?.chars().next()?;
     (!is_noncharacter(c)).then_some((c, len))
+}
+
+/// Any bytes as text to show: what is not valid becomes U+FFFD, one for each sequence that was begun.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some(&byte) = rest.first() {
+        let (c, used) = match byte {
+            0..0x80 => (char::from(byte), 1),
+            _ => utf8(rest).unwrap_or_else(|| (char::REPLACEMENT_CHARACTER, broken_sequence(rest))),
+        };
+        out.push(c);
+        rest = rest.get(used..).unwrap_or_default();
+    }
+    out
+}
+
+/// The length of a sequence that is not valid: its first byte and as many continuations as that announces.
+fn broken_sequence(rest: &[u8]) -> usize {
+    let announced = rest.first().map_or(0, |byte| byte.leading_ones() as usize).saturating_sub(1);
+    let continuations = rest.iter().skip(1).take(announced).take_while(|byte| **byte & 0xc0 == 0x80);
+    1 + continuations.count()
 }
 
 /// Code points that Unicode promises never to assign.
