@@ -42,8 +42,6 @@ impl Pin {
     }
 }
 
-/// GSI of the ACPI system control interrupt.
-const SCI: u32 = 9;
 /// GSIs that a PIRQ can be routed to: the ISA ones.
 const GSIS: usize = 16;
 
@@ -67,6 +65,9 @@ pub struct InterruptRouter {
 impl InterruptRouter {
     /// Routing register bit: the PIRQ goes nowhere.
     pub const DISABLED: u8 = 0x80;
+
+    /// GSI of the ACPI system control interrupt.
+    pub const SCI: u32 = 9;
 
     /// A router with all PIRQs disconnected.
     pub fn new(sink: Arc<dyn GsiSink>) -> Arc<Self> {
@@ -106,7 +107,7 @@ impl InterruptRouter {
         let mut router = lock(&self.state);
         f(&mut router);
         let mut levels = [false; GSIS];
-        levels[SCI as usize] = router.sci;
+        levels[Self::SCI as usize] = router.sci;
         for (pirq, &register) in router.routes.iter().enumerate() {
             if let Some(gsi) = decode(register) {
                 levels[gsi as usize] |= router.drivers[pirq] != 0;

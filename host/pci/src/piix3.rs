@@ -9,7 +9,7 @@ use crate::registers::{self as reg, Command, Status};
 use crate::{Identity, InterruptRouter, PciFunction, PciHook};
 
 /// PIRQ route control A; B, C and D follow (section 2.2.11).
-const PIRQ_ROUTE: u16 = 0x60;
+const PIRQ_ROUTE: u16 = Piix3::PIRQ_ROUTE as u16;
 
 /// Reset control bit 1: a hard reset rather than a soft one. Stored only.
 const SYSTEM_RESET: u8 = 1 << 1;
@@ -23,6 +23,11 @@ pub struct ResetControl {
 }
 
 impl ResetControl {
+    /// Its port.
+    pub const PORT: u16 = 0xcf9;
+    /// Writing this resets the machine.
+    pub const RESET: u8 = SYSTEM_RESET | RESET_CPU;
+
     /// `reset` is called on the vCPU's thread when the guest asks for a reset of the machine.
     pub fn new(reset: Box<dyn Fn() + Send + Sync>) -> Arc<Self> {
         Arc::new(Self { value: AtomicU8::new(0), reset })
@@ -53,6 +58,9 @@ pub struct Piix3 {
 }
 
 impl Piix3 {
+    /// Offset of the four PIRQ routing registers.
+    pub const PIRQ_ROUTE: u8 = 0x60;
+
     /// Builds the function for slot 1, function 0. `routes` are the PIRQ routing registers after reset: 0x80 on
     /// hardware; a board that boots without firmware gives the routes that firmware would program.
     pub fn function(router: Arc<InterruptRouter>, routes: [u8; 4]) -> Arc<PciFunction> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use cardcage_memory::IoHandler;
 
-use crate::pm_registers::{Pm1, PmRegisters, PmState, Sleep};
+use crate::pm_registers::{self, Pm1, PmRegisters, PmState, Sleep};
 use crate::registers::{self as reg, Status};
 use crate::{Identity, InterruptRouter, PciError, PciFunction, PciHook, Space, Window, lock};
 
@@ -18,10 +18,8 @@ const PMREGMISC: u16 = 0x80;
 const PM_LEN: u64 = 64;
 /// Offset of the PM timer in it; reads from there on have no side effects.
 const PM_TIMER: u64 = 8;
-/// GPE0 block: two bytes of status, two of enable.
-const GPE0: (u64, u64) = (0xafe0, 4);
-/// APM control and status ports.
-const APM: (u64, u64) = (0xb2, 2);
+/// Bytes of the APM control and status ports.
+const APM_LEN: u64 = 2;
 
 /// Window numbers of the function.
 const PM_WINDOW: u8 = 0;
@@ -64,6 +62,17 @@ pub struct Piix4Pm {
 }
 
 impl Piix4Pm {
+    /// First port of the GPE0 block, and how many: half status, half enable.
+    pub const GPE0: (u16, u8) = (0xafe0, 4);
+    /// Port that takes [`Piix4Pm::ACPI_ENABLE`] and [`Piix4Pm::ACPI_DISABLE`].
+    pub const COMMAND_PORT: u16 = 0xb2;
+    /// Switches ACPI mode on.
+    pub const ACPI_ENABLE: u8 = pm_registers::ACPI_ENABLE;
+    /// Switches ACPI mode off.
+    pub const ACPI_DISABLE: u8 = pm_registers::ACPI_DISABLE;
+    /// SLP_TYP that switches the power off.
+    pub const SLEEP_TYPE_S5: u8 = 0;
+
     /// Builds the registers, and the function for slot 1, function 3.
     pub fn new(
         options: PmOptions,
@@ -194,9 +203,10 @@ fn build(options: PmOptions, pm: &Arc<Piix4Pm>) -> Arc<PciFunction> {
     function.register(0x44, &[0; 0x3c], &[0xff; 0x3c]);
     function.register(0x90, &[1, 0, 0, 0], &[0xf0, 0xff]);
     function.register(0xd2, &[0; 5], &[0xff; 5]);
-    let io = |(start, len), handler| Window { space: Space::Io, start, len, handler };
-    function.window(GPE_WINDOW, io(GPE0, Arc::new(GpeBlock(pm.clone()))));
-    function.window(APM_WINDOW, io(APM, Arc::new(ApmPorts(pm.clone()))));
+    let (gpe0, gpe0_len) = Piix4Pm::GPE0;
+    let io = |start: u16, len, handler| Window { space: Space::Io, start: start.into(), len, handler };
+    function.window(GPE_WINDOW, io(gpe0, gpe0_len.into(), Arc::new(GpeBlock(pm.clone()))));
+    function.window(APM_WINDOW, io(Piix4Pm::COMMAND_PORT, APM_LEN, Arc::new(ApmPorts(pm.clone()))));
     function.hook(Arc::new(PmHook(pm.clone())));
     let function = function.build();
     PmHook(pm.clone()).place(&function);
