@@ -305,6 +305,10 @@ impl Cpu {
     /// Makes the run loop look at pending events after the present block.
     pub(crate) fn look_up_soon(&mut self) {
         self.look_up = true;
-        self.budget = self.budget.min(0);
+        if self.budget > 0 {
+            // What is taken from the budget here was not executed.
+            self.instructions = self.instructions.wrapping_sub(self.budget as u64);
+            self.budget = 0;
+        }
     }
 }

@@ -27,6 +27,12 @@ fn carry_out(c: &mut Cpu, o: &Op) -> bool {
     }
 }
 
+/// The instruction after STI begins: what follows it may be interrupted again.
+pub(crate) extern "C" fn unshadow(c: &mut Cpu, o: &Op) -> Ret {
+    c.shadow = false;
+    next(c, o)
+}
+
 /// An undefined opcode.
 pub(crate) extern "C" fn undefined(c: &mut Cpu, o: &Op) -> Ret {
     c.note_fault(o, Fault::UD);

@@ -71,8 +71,10 @@ pub(crate) fn block(c: &Cpu, rip: u64, code: &Code) -> Res<Lowered> {
             break;
         }
         len += instruction.len();
+        // Interrupts must get their chance after the instruction that follows STI.
+        let shadowed = decoded.last().is_some_and(is_sti);
         decoded.push(instruction);
-        if ends_block(&instruction) {
+        if shadowed || ends_block(&instruction) {
             break;
         }
     }
@@ -92,6 +94,10 @@ pub(crate) fn block(c: &Cpu, rip: u64, code: &Code) -> Res<Lowered> {
     while let Some(instruction) = decoded.get(k) {
         l.current = (instruction.ip().wrapping_sub(rip)) as u16;
         l.begun = l.row.len();
+        if k > 0 && decoded.get(k - 1).is_some_and(is_sti) {
+            let o = l.op(misc::unshadow);
+            l.row.push(o);
+        }
         let flags_live = live.get(k).copied().unwrap_or(true);
         let used = l.instruction(instruction, decoded.get(k + 1), flags_live);
         l.n += used as u8;
@@ -141,6 +147,10 @@ fn liveness(decoded: &[Instruction]) -> Vec<bool> {
     live
 }
 
+fn is_sti(i: &Instruction) -> bool {
+    i.mnemonic() == Mnemonic::Sti
+}
+
 /// Whether nothing may follow in the same block.
 fn ends_block(i: &Instruction) -> bool {
     use Mnemonic as M;
@@ -173,7 +183,6 @@ fn ends_block(i: &Instruction) -> bool {
         | M::Outsw
         | M::Outsd
         | M::Hlt
-        | M::Sti
         | M::Fxrstor
         | M::Fxrstor64
         | M::Ldmxcsr

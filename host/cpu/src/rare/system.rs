@@ -182,7 +182,13 @@ fn set_interrupts(c: &mut Cpu, on: bool) -> Res {
     }
     if c.rflags & rflags::IF == 0 {
         c.rflags |= rflags::IF;
-        c.begin_shadow(false);
+        // The shadow ends with the next instruction, which lowering puts into the same block (`misc::unshadow`). Only
+        // if the block ends here does the run loop see it.
+        c.shadow = true;
+        c.shadow_of_stack = false;
+        if c.attention || c.signal.is_raised() || c.nmi_pending {
+            c.look_up_soon();
+        }
     }
     Ok(())
 }
@@ -190,6 +196,7 @@ fn set_interrupts(c: &mut Cpu, on: bool) -> Res {
 fn halt(c: &mut Cpu) -> Res {
     supervisor(c)?;
     c.halted = true;
+    c.shadow = false;
     c.look_up_soon();
     Ok(())
 }

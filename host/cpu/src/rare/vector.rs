@@ -174,7 +174,8 @@ fn ldmxcsr(c: &mut Cpu, i: &Instruction) -> Res {
     check_sse(c)?;
     let a = operands::address(c, i, 4, false)?;
     let v = c.read_linear(a, 4)? as u32;
-    HostFlags::clear();
+    // Not cleared: after #GP, the flags are still the guest's.
+    HostFlags::collect(&mut c.fpu);
     c.fpu.set_mxcsr(v)?;
     c.update_mode();
     Ok(())

@@ -107,13 +107,14 @@ fn memory(c: &mut Cpu, i: &Instruction, first: u8, second: u8) -> Res {
             note_opcode(c, i, first, second)?;
         }
         Operand::Store(len) => {
-            let a = operands::address(c, i, len, true)?;
             // An unmasked exception can suppress the store, and with it the store's faults.
+            let a = operands::address(c, i, len, true);
             let before = c.fpu.clone();
             let effect =
                 x87::execute_memory(&mut c.fpu, first, second, layout, site(c.rip, i, effective), &mut buffer)?;
             if let Effect::Store(len @ 1..) = effect
-                && let Err(fault) = c.probe_write(a, len).and_then(|()| c.write_bytes(a, &buffer[..len]))
+                && let Err(fault) =
+                    a.and_then(|a| c.probe_write(a, len).and_then(|()| c.write_bytes(a, &buffer[..len])))
             {
                 c.fpu = before;
                 return Err(fault);
@@ -155,6 +156,7 @@ fn fxsave_form(c: &Cpu, i: &Instruction) -> (FxsaveLayout, usize) {
 
 fn fxsave(c: &mut Cpu, i: &Instruction) -> Res {
     let a = fxsave_address(c, i, true)?;
+    c.probe_write(a, 512)?;
     HostFlags::collect(&mut c.fpu);
     let (layout, registers) = fxsave_form(c, i);
     let mut image = [0; 512];
@@ -167,7 +169,8 @@ fn fxrstor(c: &mut Cpu, i: &Instruction) -> Res {
     let (layout, registers) = fxsave_form(c, i);
     let mut image = [0; 512];
     c.read_bytes(a, &mut image)?;
-    HostFlags::clear();
+    // Not cleared: after #GP, the flags are still the guest's.
+    HostFlags::collect(&mut c.fpu);
     c.fpu.fxrstor(&image, layout, registers)?;
     c.update_mode();
     Ok(())
