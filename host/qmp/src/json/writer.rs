@@ -91,13 +91,17 @@ fn string(out: &mut String, text: &str) {
 }
 
 /// Integers as they are; doubles with the fewest digits that read back the same, and in C's `%g` manner otherwise:
-/// no trailing `.0`, an exponent below 1e-4 and from 1e17 on.
+/// no trailing `.0` except for -0.0, which would lose its sign; an exponent below 1e-4 and from 1e17 on.
 fn number(out: &mut String, number: &Number) {
     let Some(value) = number.as_f64().filter(|_| number.is_f64()) else {
         out.push_str(&number.to_string());
         return;
     };
-    if value == 0.0 || (1e-4..1e17).contains(&value.abs()) {
+    if value == 0.0 {
+        out.push_str(if value.is_sign_negative() { "-0.0" } else { "0" });
+        return;
+    }
+    if (1e-4..1e17).contains(&value.abs()) {
         out.push_str(&format!("{value}"));
         return;
     }

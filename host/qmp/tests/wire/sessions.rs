@@ -133,10 +133,11 @@ fn a_client_that_vanishes_leaves_its_command_running_and_the_server_well() {
         client.send(request);
         drop(client);
     }
-    fixture.go.send(()).unwrap();
     let mut client = fixture.client();
+    fixture.go.send(()).unwrap();
+    assert_eq!(client.json()["event"], "WAITED", "the command has gone on without its client");
+    assert_eq!(*fixture.done.lock().unwrap(), ["wait"]);
     client.ask(r#"{"execute":"quick-blocking"}"#, r#"{"return": {}}"#);
-    assert_eq!(*fixture.done.lock().unwrap(), ["wait"], "blocking commands are carried out in order");
 }
 
 #[test]
