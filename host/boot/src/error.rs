@@ -4,7 +4,7 @@
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The host does not let us read the file.
-    #[error("cannot read '{path}': {source}")]
+    #[error("cannot read '{path}': {source}; check the path and its permissions")]
     Read {
         /// The file.
         path: String,

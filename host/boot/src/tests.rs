@@ -323,7 +323,13 @@ fn files_are_read_and_missing_ones_named() {
     assert_eq!(bytes_at(&ram, info.initrd.unwrap().start), *b"\x7fELF");
     let missing = dir.path().join("none");
     let text = load(&missing, None, "", &ram, &options).unwrap_err().to_string();
-    assert_eq!(text, format!("cannot read '{}': No such file or directory (os error 2)", missing.display()));
+    assert_eq!(
+        text,
+        format!(
+            "cannot read '{}': No such file or directory (os error 2); check the path and its permissions",
+            missing.display()
+        )
+    );
     assert!(load(&path, Some(dir.path()), "", &ram, &options).is_err());
 }
 

@@ -27,6 +27,7 @@ struct Board {
     messages: Arc<Inbox>,
     bus: Arc<PciBus>,
     resets: Arc<AtomicUsize>,
+    config: Arc<ConfigPorts>,
 }
 
 impl Board {
@@ -41,8 +42,9 @@ impl Board {
         let reset = ResetControl::new(Box::new(move || {
             counter.fetch_add(1, Ordering::SeqCst);
         }));
-        ConfigPorts::new(bus.clone(), reset).map(&ports).unwrap();
-        Self { memory, ports, gsis, messages, bus, resets }
+        let config = ConfigPorts::new(bus.clone(), reset);
+        config.map(&ports).unwrap();
+        Self { memory, ports, gsis, messages, bus, resets, config }
     }
 
     fn config_write(&self, at: Devfn, offset: u16, size: u8, value: u32) {
@@ -169,6 +171,8 @@ fn config_ports_answer_as_the_i440fx_does() {
     assert_eq!((board.ports.read(0xcf9, 1), board.resets.load(Ordering::SeqCst)), (2, 0));
     board.ports.write(0xcf9, 1, 6);
     assert_eq!(board.resets.load(Ordering::SeqCst), 1);
+    board.config.reset();
+    assert_eq!((board.ports.read(0xcf9, 1), board.ports.read(0xcf8, 4)), (0, 0));
 }
 
 #[test]

@@ -40,6 +40,12 @@ impl ConfigPorts {
         ports.map(CONFIG_PORTS, 8, "PCI configuration ports", self.clone())
     }
 
+    /// RST#: both registers to zero.
+    pub fn reset(&self) {
+        self.set_address(0);
+        self.reset.set(0);
+    }
+
     /// The address register, to be saved.
     pub fn address(&self) -> u32 {
         self.address.load(Ordering::SeqCst)

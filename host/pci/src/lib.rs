@@ -12,6 +12,23 @@
 //! * [`ConfigPorts`]: configuration mechanism #1, ports 0xcf8 to 0xcff.
 //! * [`I440fx`], [`Piix3`], [`Piix4Pm`]: the functions without which a PC cannot run.
 //!
+//! # A device
+//! ```
+//! # use std::sync::Arc;
+//! # use cardcage_memory::IoHandler;
+//! use cardcage_pci::{BarKind, Identity, Intx, Msix, MsixLayout, PciError, PciFunction, Pin};
+//!
+//! fn function(registers: Arc<dyn IoHandler>) -> Result<Arc<PciFunction>, PciError> {
+//!     let (layout, size) = MsixLayout::exclusive(4, 1);
+//!     let (line, msix) = (Intx::new(), Msix::new("edu", layout)?);
+//!     let mut function = PciFunction::builder("edu", Identity { vendor: 0x1234, device: 0x11e8, ..Identity::default() });
+//!     function.bar(0, BarKind::Memory32 { prefetchable: false }, 0x1000, registers)?;
+//!     function.msix(msix)?.intx(Pin::A, line);
+//!     assert_eq!(size, 0x1000);
+//!     Ok(function.build())
+//! }
+//! ```
+//!
 //! # Locks
 //! Each function, line and table has a lock of its own, held for a few instructions. Hooks and BAR handlers are called
 //! with none held. Held while the next is taken, in this order: BAR windows, configuration space; power management,

@@ -150,9 +150,12 @@ impl Msix {
         }
         let (word, bit) = (usize::from(vector / 64), 1 << (vector % 64));
         table.pending[word] |= bit;
-        let (messages, sink) = (table.take_due(usize::from(vector)..usize::from(vector) + 1), table.sink.clone());
+        let due = table.take_due(vector.into());
+        let sink = table.sink.clone();
         drop(table);
-        send(sink, messages);
+        if let (Some((address, data)), Some(sink)) = (due, sink) {
+            sink.send_msi(address, data);
+        }
         true
     }
 
@@ -205,9 +208,12 @@ impl Msix {
     fn change(&self, f: impl FnOnce(&mut Table)) {
         let mut table = lock(&self.table);
         f(&mut table);
-        let (messages, sink) = (table.take_due(0..usize::from(self.layout.vectors)), table.sink.clone());
+        let due: Vec<_> = (0..self.layout.vectors.into()).filter_map(|vector| table.take_due(vector)).collect();
+        let sink = table.sink.clone();
         drop(table);
-        send(sink, messages);
+        if let Some(sink) = sink {
+            due.into_iter().for_each(|(address, data)| sink.send_msi(address, data));
+        }
     }
 
     /// Which byte of the table or the PBA an offset into a BAR is, if any.
@@ -266,28 +272,14 @@ impl Table {
         self.enabled && !self.function_masked && self.bus_master
     }
 
-    /// Takes the messages of those `vectors` that are pending and not masked.
-    fn take_due(&mut self, vectors: std::ops::Range<usize>) -> Vec<(u64, u32)> {
-        let mut due = Vec::new();
-        if !self.open() || self.sink.is_none() {
-            return due;
-        }
-        for vector in vectors {
-            let (word, bit) = (vector / 64, 1 << (vector % 64));
-            let entry = &self.entries[vector];
-            if self.pending[word] & bit != 0 && entry[12] & MASKED == 0 {
-                self.pending[word] &= !bit;
-                due.push(message(entry));
-            }
-        }
-        due
-    }
-}
-
-fn send(sink: Option<Arc<dyn MsiSink>>, messages: Vec<(u64, u32)>) {
-    let Some(sink) = sink else { return };
-    for (address, data) in messages {
-        sink.send_msi(address, data);
+    /// Takes the message of `vector`, if it is pending and nothing masks it.
+    fn take_due(&mut self, vector: usize) -> Option<(u64, u32)> {
+        let open = self.open() && self.sink.is_some();
+        let entry = self.entries.get(vector).filter(|entry| open && entry[12] & MASKED == 0)?;
+        let (word, bit) = (self.pending.get_mut(vector / 64)?, 1 << (vector % 64));
+        let due = *word & bit != 0;
+        *word &= !bit;
+        due.then(|| message(entry))
     }
 }
 
