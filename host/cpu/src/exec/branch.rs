@@ -51,9 +51,9 @@ pub(crate) extern "C" fn call(c: &mut Cpu, o: &Op) -> Ret {
 /// CALL through a register.
 pub(crate) extern "C" fn call_r(c: &mut Cpu, o: &Op) -> Ret {
     let target = c.reg(o.a);
-    check!(check_target(c, o, target));
     let sp = c.regs[RSP].wrapping_sub(8);
     check!(c.store::<8>(o, sp, o.imm));
+    check!(check_target(c, o, target));
     c.regs[RSP] = sp;
     jump(c, target, o.n)
 }
@@ -61,9 +61,9 @@ pub(crate) extern "C" fn call_r(c: &mut Cpu, o: &Op) -> Ret {
 /// CALL through memory.
 pub(crate) extern "C" fn call_m(c: &mut Cpu, o: &Op) -> Ret {
     let target = get!(c.load::<8>(o, c.ea(o)));
-    check!(check_target(c, o, target));
     let sp = c.regs[RSP].wrapping_sub(8);
     check!(c.store::<8>(o, sp, o.imm));
+    check!(check_target(c, o, target));
     c.regs[RSP] = sp;
     jump(c, target, o.n)
 }

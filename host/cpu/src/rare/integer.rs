@@ -418,10 +418,7 @@ fn cmpxchg8b(c: &mut Cpu, i: &Instruction) -> Res {
 }
 
 fn cmpxchg16b(c: &mut Cpu, i: &Instruction) -> Res {
-    let a = operands::address(c, i, 16, true)?;
-    if a & 15 != 0 {
-        return Err(Fault::GP);
-    }
+    let a = operands::aligned_address(c, i, 16, 16, true)?;
     let expected = [c.regs[RAX], c.regs[RDX]];
     let new = [c.regs[RBX], c.regs[RCX]];
     c.probe_write(a, 16)?;

@@ -202,6 +202,22 @@ fn compare_exchange(p: *mut u8, size: usize, old: u64, new: u64) -> bool {
     ok != 0
 }
 
+/// The linear address of a memory operand. Misalignment (#GP) counts before a stack address that is not canonical (#SS).
+pub(super) fn aligned_address(
+    c: &mut Cpu,
+    i: &Instruction,
+    len: usize,
+    alignment: u64,
+    write: bool,
+) -> Res<u64> {
+    let misaligned = |a: u64| a & (alignment - 1) != 0;
+    match address(c, i, len, write) {
+        Ok(a) if misaligned(a) => Err(Fault::GP),
+        Err(_) if misaligned(offset(c, i)) => Err(Fault::GP),
+        result => result,
+    }
+}
+
 /// The host's LOCK CMPXCHG16B at an aligned address: whether it stored, and what was there.
 pub(super) fn compare_exchange16(p: *mut u8, old: [u64; 2], new: [u64; 2]) -> (bool, [u64; 2]) {
     let ok: u8;

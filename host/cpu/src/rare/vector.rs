@@ -81,23 +81,13 @@ fn operand(c: &mut Cpu, i: &Instruction, n: u32, alignment: u64) -> Res<[u64; 2]
         }
         OpKind::Memory => {
             let len = i.memory_size().size();
-            let a = aligned_address(c, i, len, alignment, false)?;
+            let a = operands::aligned_address(c, i, len, alignment, false)?;
             match len {
                 16 => c.read_linear16(a),
                 _ => Ok([c.read_linear(a, len.min(8))?, 0]),
             }
         }
         _ => Ok([i.immediate(n), 0]),
-    }
-}
-
-/// The linear address of a memory operand. Misalignment (#GP) counts before a stack address that is not canonical (#SS).
-fn aligned_address(c: &mut Cpu, i: &Instruction, len: usize, alignment: u64, write: bool) -> Res<u64> {
-    let misaligned = |a: u64| a & (alignment - 1) != 0;
-    match operands::address(c, i, len, write) {
-        Ok(a) if misaligned(a) => Err(Fault::GP),
-        Err(_) if misaligned(operands::offset(c, i)) => Err(Fault::GP),
-        result => result,
     }
 }
 
@@ -126,7 +116,7 @@ fn run(c: &mut Cpu, i: &Instruction, found: &sse::Instruction) -> Res {
     let source = if count >= 2 && !(last_is_immediate && count == 2) { operand(c, i, 1, alignment)? } else { [0; 2] };
     if to_memory {
         let len = i.memory_size().size();
-        let a = aligned_address(c, i, len, alignment, true)?;
+        let a = operands::aligned_address(c, i, len, alignment, true)?;
         c.probe_write(a, len)?;
         execute_one(c, found, &mut destination, &source, immediate)?;
         return match len {
