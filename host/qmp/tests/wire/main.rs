@@ -1,6 +1,6 @@
 //! The server over real sockets.
 
 mod harness;
-mod python;
+mod process;
 mod sessions;
 mod texts;

@@ -1,6 +1,7 @@
-//! The Python client library of the QEMU project drives the example server. Skipped where it is not installed
+//! The example server as a process of its own. The Python client library of the QEMU project drives the example server. Skipped where it is not installed
 //! (`pip install qemu.qmp`; another interpreter than `python3` can be named in `$PYTHON`).
 
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -41,4 +42,29 @@ fn qemus_own_python_client_gets_along_with_the_server() {
         String::from_utf8_lossy(&output.stderr)
     });
     assert!(server.0.wait().unwrap().success());
+}
+
+#[test]
+fn standard_input_and_output_carry_a_session_to_its_last_byte() {
+    if !example().exists() {
+        eprintln!("skipped: the example is not built");
+        return;
+    }
+    let piped = || Stdio::piped();
+    let mut server = Running(Command::new(example()).arg("-").stdin(piped()).stdout(piped()).spawn().unwrap());
+    let mut input = server.0.stdin.take().unwrap();
+    let mut output = BufReader::new(server.0.stdout.take().unwrap());
+    input.write_all(br#"{"execute":"qmp_capabilities"}{"execute":"query-name"}{"execute":"quit","id":9}"#).unwrap();
+    let mut greeting = String::new();
+    output.read_line(&mut greeting).unwrap();
+    assert!(greeting.starts_with(r#"{"QMP": "#), "{greeting}");
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    let lines: Vec<_> = rest.lines().collect();
+    assert_eq!(lines[..2], [r#"{"return": {}}"#, r#"{"return": {"name": "example"}}"#]);
+    assert!(lines[2].contains("SHUTDOWN"), "{rest}");
+    assert_eq!(lines[3..], [r#"{"return": {}, "id": 9}"#]);
+    // Input is still open: the server ends all the same.
+    assert!(server.0.wait().unwrap().success());
+    drop(input);
 }
