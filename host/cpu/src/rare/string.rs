@@ -155,7 +155,7 @@ fn movs(c: &mut Cpu, i: &Instruction, size: usize) -> Res {
         let to = r.destination(c, true).or_else(|fault| c.read_linear(from, size).and(Err(fault)))?;
         let n = left.min(burst).min(r.run(c.regs[RSI], from)).min(r.run(c.regs[RDI], to));
         let mut moved = 1;
-        if n > 1 && copy(c, from, to, n * size as u64) {
+        if n > 1 && copy(c, from, to, n as usize, size) {
             moved = n;
         } else {
             let v = c.read_linear(from, size)?;
@@ -171,19 +171,20 @@ fn movs(c: &mut Cpu, i: &Instruction, size: usize) -> Res {
     }
 }
 
-/// Copies within pages that the TLB has. False if it has not.
-fn copy(c: &mut Cpu, from: u64, to: u64, bytes: u64) -> bool {
+/// Copies elements within pages that the TLB has. False if it has not.
+fn copy(c: &mut Cpu, from: u64, to: u64, count: usize, size: usize) -> bool {
     let (Some(source), Some(destination)) = (c.tlb.span(from, false), c.tlb.span(to, true)) else { return false };
-    let distance = (destination as u64).wrapping_sub(source as u64);
-    // SAFETY: the caller stays on the page of each address, and the TLB has validated both pages. Overlap is allowed
-    // for: forward copies onto the source's own tail repeat a pattern and are done byte by byte.
+    let bytes = count * size;
+    let distance = (destination as usize).wrapping_sub(source as usize);
+    // SAFETY: the caller stays on the page of each address, and the TLB has validated both pages. A copy onto the
+    // source's own tail repeats a pattern and is done element by element.
     unsafe {
         if distance != 0 && distance < bytes {
-            for n in 0..bytes as usize {
-                destination.add(n).write_volatile(source.add(n).read_volatile());
+            for n in 0..count {
+                std::ptr::copy(source.add(n * size), destination.add(n * size), size);
             }
         } else {
-            std::ptr::copy(source, destination, bytes as usize);
+            std::ptr::copy(source, destination, bytes);
         }
     }
     true
