@@ -47,13 +47,20 @@ impl Bus for Machine {
             let divisor = registers[3] & 0x80 != 0;
             return match port - SERIAL {
                 0 if !divisor => 0,
-                2 => if registers[1] & 2 != 0 { 2 } else { 1 },
+                2 => {
+                    if registers[1] & 2 != 0 {
+                        2
+                    } else {
+                        1
+                    }
+                }
                 5 => 0x60,
                 6 => 0xb0,
                 n => u32::from(registers[usize::from(n)]),
             };
         }
-        self.ports.read(port.into(), size) as u32
+        // The keyboard controller is always ready for its reset command.
+        if port == 0x64 { 0 } else { self.ports.read(port.into(), size) as u32 }
     }
 
     fn port_write(&self, port: u16, size: u8, value: u32) {
@@ -176,7 +183,8 @@ fn main() {
     let mut cpu = SoftCpu::new(0, ram, machine.clone(), lapic, signal, Arc::new(clock), &model);
     let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, attributes: 0xc093 };
     let code = Segment { selector: 0x8, attributes: 0xc09b, ..data };
-    let mut state = VcpuState { rip: entry, cr0: 0x11, segments: [data, code, data, data, data, data], ..Default::default() };
+    let mut state =
+        VcpuState { rip: entry, cr0: 0x11, segments: [data, code, data, data, data, data], ..Default::default() };
     state.gpr = [0; 16];
     state.gpr[3] = START_INFO;
     cpu.set_state(&state).expect("the state is one that PVH asks for");
@@ -196,7 +204,11 @@ fn main() {
     let state = cpu.state().expect("the state can be read");
     let seconds = begun.elapsed().as_secs_f64();
     let million = cpu.instructions() as f64 / 1e6;
-    println!("\n{exit} at {:#x}; {million:.1} M instructions, {seconds:.2} s, {:.0} MIPS", state.rip, million / seconds);
+    println!(
+        "\n{exit} at {:#x}; {million:.1} M instructions, {seconds:.2} s, {:.0} MIPS",
+        state.rip,
+        million / seconds
+    );
 }
 
 /// A thread that runs the clock's timers.

@@ -17,7 +17,6 @@ pub(crate) mod vector {
     pub(crate) const GP: u8 = 13;
     pub(crate) const PF: u8 = 14;
     pub(crate) const MF: u8 = 16;
-    pub(crate) const AC: u8 = 17;
     pub(crate) const XM: u8 = 19;
 }
 

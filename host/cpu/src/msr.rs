@@ -157,9 +157,12 @@ impl Cpu {
             0x200..=0x20f => m.mtrr_variable[(msr & 15) as usize],
             PAT => m.pat,
             MTRR_DEFAULT => m.mtrr_default,
-            TSC_DEADLINE | 0x800..=0x8ff => {
-                return self.apic.read_msr(msr).map_err(|_| Fault::GP);
-            }
+            // The local APIC counts in the clock's nanoseconds, the guest in its own.
+            TSC_DEADLINE => match self.apic.read_msr(msr).map_err(|_| Fault::GP)? {
+                0 => 0,
+                deadline => deadline.wrapping_add(self.msrs.tsc_offset),
+            },
+            0x800..=0x8ff => return self.apic.read_msr(msr).map_err(|_| Fault::GP),
             EFER => self.efer,
             STAR => m.star,
             LSTAR => m.lstar,
@@ -216,6 +219,7 @@ impl Cpu {
                 self.msrs.mtrr_default = v;
             }
             TSC_DEADLINE | 0x800..=0x8ff => {
+                let v = if msr == TSC_DEADLINE && v != 0 { self.deadline_on_clock(v) } else { v };
                 self.apic.write_msr(msr, v).map_err(|_| Fault::GP)?;
                 self.attention = true;
                 self.look_up_soon();
@@ -249,6 +253,13 @@ impl Cpu {
             },
         }
         Ok(())
+    }
+
+    /// When the clock will stand where the guest's counter reads `deadline`; now, if that has passed.
+    fn deadline_on_clock(&self, deadline: u64) -> u64 {
+        let now = self.clock.now();
+        let counter = now.wrapping_add(self.msrs.tsc_offset);
+        now.saturating_add(deadline.saturating_sub(counter)).max(1)
     }
 
     fn set_efer(&mut self, v: u64) -> Res {

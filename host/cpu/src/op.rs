@@ -159,11 +159,6 @@ impl Op {
 }
 
 impl Link {
-    /// The target's instruction pointer.
-    pub(crate) fn rip(&self) -> u64 {
-        self.rip
-    }
-
     /// Remembers where the target is, until the epoch of its half ends.
     pub(crate) fn resolve(&self, to: *const Op, epoch: u32) {
         self.to.set(to);

@@ -238,11 +238,16 @@ impl Cpu {
 impl Cpu {
     /// Runs one block at most and returns the fault that it met.
     pub(crate) fn run_one_burst(&mut self) -> Option<Fault> {
+        self.run_burst_of(0)
+    }
+
+    /// Runs for so many instructions.
+    pub(crate) fn run_burst_of(&mut self, budget: i64) -> Option<Fault> {
         let step = self.shadow || self.rflags & rflags::TF != 0;
         self.set_step(step);
         self.shadow = false;
         self.look_up = false;
-        self.budget = 0;
+        self.budget = budget;
         self.burst();
         let fault = self.fault.take();
         if let Some(rip) = self.faulting_operation() {

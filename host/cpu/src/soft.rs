@@ -171,7 +171,9 @@ impl Cpu {
         if let Some((msr, _)) = s.msrs.iter().find(|(msr, _)| !SAVED.contains(msr)) {
             return Err(refuse(format!("there is no MSR {msr:#x}")));
         }
-        self.apic.set_base(s.apic_base).map_err(|_| refuse(format!("IA32_APIC_BASE {:#x}", s.apic_base)))?;
+        self.apic
+            .restore(&s.apic, s.apic_base, s.mp_state == MpState::WaitForStartup)
+            .map_err(|e| refuse(format!("local APIC: {e}")))?;
         self.apic_base = self.apic.base();
         self.fpu = fpu;
         self.put_registers(s);
@@ -215,7 +217,7 @@ impl Cpu {
             fxsave: self.fpu.to_image(),
             msrs,
             apic_base: self.apic_base,
-            apic: Vec::new(),
+            apic: self.apic.save(),
             mp_state: if self.wait_for_startup {
                 MpState::WaitForStartup
             } else if self.halted {
@@ -373,6 +375,13 @@ pub mod bare {
             }
             HostFlags::collect(&mut c.fpu);
             outcome
+        }
+
+        /// Runs up to `budget` instructions at once, or until `rip` is `end` or an exception is met.
+        #[cfg(test)]
+        pub(crate) fn run_in_bursts(&mut self, end: u64, budget: i64) {
+            let c = &mut self.cpu;
+            while c.rip != end && c.run_burst_of(budget).is_none() {}
         }
 
         /// All registers, for comparison.

@@ -81,8 +81,6 @@ pub(crate) mod cr0 {
 
 /// CR4 bits.
 pub(crate) mod cr4 {
-    pub(crate) const VME: u64 = 1;
-    pub(crate) const PVI: u64 = 2;
     pub(crate) const TSD: u64 = 4;
     pub(crate) const DE: u64 = 8;
     pub(crate) const PSE: u64 = 0x10;

@@ -196,11 +196,6 @@ pub(crate) struct Place(*mut u8);
 impl Place {
     /// The place is not plain memory; the slow path has checked that it can be written.
     pub(crate) const SLOW: Place = Place(std::ptr::null_mut());
-
-    /// The host address, if it is plain memory.
-    pub(crate) fn host(self) -> Option<*mut u8> {
-        (!self.0.is_null()).then_some(self.0)
-    }
 }
 
 #[inline(always)]

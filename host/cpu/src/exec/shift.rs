@@ -157,7 +157,7 @@ pub(crate) fn double<const LEFT: bool, const SZ: usize>(c: &mut Cpu, x: u64, y: 
     let top = 1u64 << (bits - 1);
     if SZ == 2 && n > 16 {
         // Undefined on paper; processors shift the pattern dest:src:dest.
-        let wide = if LEFT { x << 32 | y << 16 | x } else { x << 32 | y << 16 | x };
+        let wide = x << 32 | y << 16 | x;
         let (r, cf) = if LEFT {
             ((wide << n >> 32) & 0xffff, (wide >> (48 - n)) & 1 != 0)
         } else {

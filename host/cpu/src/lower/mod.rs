@@ -81,7 +81,6 @@ pub(crate) fn block(c: &Cpu, rip: u64, code: &Code) -> Res<Lowered> {
     let live = liveness(&decoded);
     let mut l = Lower {
         c,
-        start: rip,
         long: bits == 64,
         row: Vec::with_capacity(decoded.len() + 4),
         kept: Vec::new(),
@@ -199,7 +198,6 @@ fn ends_block(i: &Instruction) -> bool {
 /// The work of lowering one block.
 struct Lower<'a> {
     c: &'a Cpu,
-    start: u64,
     long: bool,
     row: Vec<Op>,
     kept: Vec<Instruction>,

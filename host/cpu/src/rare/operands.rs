@@ -203,13 +203,7 @@ fn compare_exchange(p: *mut u8, size: usize, old: u64, new: u64) -> bool {
 }
 
 /// The linear address of a memory operand. Misalignment (#GP) counts before a stack address that is not canonical (#SS).
-pub(super) fn aligned_address(
-    c: &mut Cpu,
-    i: &Instruction,
-    len: usize,
-    alignment: u64,
-    write: bool,
-) -> Res<u64> {
+pub(super) fn aligned_address(c: &mut Cpu, i: &Instruction, len: usize, alignment: u64, write: bool) -> Res<u64> {
     let misaligned = |a: u64| a & (alignment - 1) != 0;
     match address(c, i, len, write) {
         Ok(a) if misaligned(a) => Err(Fault::GP),

@@ -7,11 +7,6 @@ use crate::fault::Res;
 use crate::state::{Cpu, RBP, RSP, SS, mask, rflags};
 
 impl Cpu {
-    /// The stack pointer, cut to the stack's width.
-    pub(super) fn sp(&self) -> u64 {
-        self.regs[RSP] & mask(self.stack_size())
-    }
-
     /// Sets the part of RSP that the stack's width covers.
     pub(crate) fn set_sp(&mut self, v: u64) {
         let size = self.stack_size();

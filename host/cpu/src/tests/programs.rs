@@ -44,3 +44,26 @@ fn a_page_fault_reports_its_address_and_leaves_registers() {
     assert_eq!(cpu.bare_state().gpr, gpr);
     assert_eq!(cpu.bare_state().rip, CODE);
 }
+
+/// A loop of 10^8 operations on a thread with 64 KiB of stack overflows it unless handlers tail-call each other.
+#[test]
+#[cfg_attr(not(tail_calls), ignore = "only optimised builds tail-call")]
+fn handlers_follow_one_another_without_growing_the_stack() {
+    // l: add rax, rcx; mov rbx, [rdi]; mov [rdi+8], rbx; addsd xmm0, xmm1; dec ecx; jnz l
+    let code = [
+        0x48, 0x01, 0xc8, 0x48, 0x8b, 0x1f, 0x48, 0x89, 0x5f, 0x08, 0xf2, 0x0f, 0x58, 0xc1, 0xff, 0xc9, 0x75, 0xee,
+        0x90,
+    ];
+    // Made here, as making it takes more stack than that.
+    let mut cpu = load(&code);
+    let mut gpr = [0; 16];
+    gpr[1] = 20_000_000;
+    gpr[7] = 0x20000;
+    start(&mut cpu, gpr);
+    let run = move || {
+        cpu.run_in_bursts(CODE + 18, 1 << 40);
+        cpu.instructions()
+    };
+    let thread = std::thread::Builder::new().stack_size(64 << 10).spawn(run).unwrap();
+    assert!(thread.join().unwrap() >= 100_000_000);
+}
