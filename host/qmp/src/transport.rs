@@ -115,7 +115,8 @@ impl ServerHandle {
         })
     }
 
-    fn serve_unix(&self, stream: UnixStream, layout: Layout) -> io::Result<()> {
+    /// Serves one connection over a socket that exists already, such as one end of a pair.
+    pub fn serve_unix(&self, stream: UnixStream, layout: Layout) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         let server = self.clone();
         let served = self.spawn(async move {

@@ -1,0 +1,14 @@
+//! Devices: from a user's wish to something that the guest sees, and back.
+
+mod block;
+mod chardev;
+mod host;
+mod plan;
+mod reactor;
+mod slot;
+mod table;
+mod virtio;
+
+pub use table::{DeviceError, DeviceOptions};
+pub(crate) use slot::{RegionHandler, Slot};
+pub(crate) use table::{AcpiDevice, DeviceTable};
