@@ -75,3 +75,9 @@ impl Context {
         }
     }
 }
+
+/// A case that a side could not run to an end.
+pub(crate) struct Trouble {
+    pub(crate) case: usize,
+    pub(crate) what: String,
+}

@@ -3,14 +3,10 @@
 //! A sequence is made of units: an instruction, preceded by others where it needs them (a string instruction its
 //! pointers, a reader of flags that are undefined a definition of them). Branches go forward, to the start of a unit.
 
-use std::sync::LazyLock;
-
-use iced_x86::{
-    Code, CpuidFeature, Encoder, EncodingKind, FlowControl, Instruction, Mnemonic, OpCodeOperandKind, OpKind,
-    RflagsBits,
-};
+use iced_x86::{Code, Encoder, FlowControl, Instruction, Mnemonic, OpCodeOperandKind, OpKind, RflagsBits};
 
 use crate::context::{CODE_SLOT, Context, DATA_ADDRESS, DATA_LEN};
+use crate::forms::pick_form;
 use crate::operands::{Plan, register};
 use crate::random::Random;
 
@@ -18,7 +14,7 @@ use crate::random::Random;
 pub(crate) const COMPARED_FLAGS: u64 = 0xcd5;
 
 /// Units per case.
-const UNITS_MAX: u64 = 6;
+const UNITS_MAX: u64 = 8;
 /// Bytes of code per case; the rest of the slot is INT3.
 const CODE_MAX: usize = CODE_SLOT - 16;
 
@@ -40,112 +36,6 @@ pub(crate) struct Unit {
     fixup: Option<(usize, usize)>,
 }
 
-/// All instruction forms that take part.
-pub(crate) fn forms() -> &'static [Code] {
-    static FORMS: LazyLock<Vec<Code>> = LazyLock::new(|| Code::values().filter(|&code| is_usable(code)).collect());
-    &FORMS
-}
-
-fn is_usable(code: Code) -> bool {
-    use CpuidFeature::*;
-    use Mnemonic as M;
-    let info = code.op_code();
-    let features_fit = code.cpuid_features().iter().all(|feature| {
-        matches!(
-            feature,
-            INTEL8086
-                | INTEL186
-                | INTEL286
-                | INTEL386
-                | INTEL486
-                | X64
-                | FPU
-                | FPU287
-                | FPU387
-                | CMOV
-                | CX8
-                | CMPXCHG16B
-                | MMX
-                | SSE
-                | SSE2
-                | FXSR
-                | PAUSE
-                | MULTIBYTENOP
-                | CLFSH
-        )
-    });
-    // The processor's or the operating system's business rather than arithmetic: their results differ by design, or the
-    // kernel stands in the way.
-    let excluded = matches!(
-        code.mnemonic(),
-        M::Cpuid
-            | M::Rdtsc
-            | M::Rdpmc
-            | M::Syscall
-            | M::Sysenter
-            | M::Sysexit
-            | M::Sysret
-            | M::Sysretq
-            | M::Iret
-            | M::Iretd
-            | M::Iretq
-            | M::Int
-            | M::Int1
-            | M::Into
-            | M::Sgdt
-            | M::Sidt
-            | M::Sldt
-            | M::Str
-            | M::Smsw
-            | M::Lar
-            | M::Lsl
-            | M::Verr
-            | M::Verw
-            | M::Lss
-            | M::Lfs
-            | M::Lgs
-            | M::Lds
-            | M::Les
-            | M::Retf
-            | M::Popf
-            | M::Popfd
-            | M::Popfq
-            | M::Umonitor
-            | M::Hlt
-            | M::Rsm
-            | M::Loadall
-            | M::Xbegin
-    );
-    let excluded_forms = matches!(code, Code::Jmp_rel16 | Code::Call_rel16);
-    let far = matches!(
-        code,
-        Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664 | Code::Call_m1616 | Code::Call_m1632 | Code::Call_m1664
-    );
-    info.is_instruction()
-        && info.encoding() == EncodingKind::Legacy
-        && info.mode64()
-        && info.cpl3()
-        && features_fit
-        && !excluded
-        && !excluded_forms
-        && !far
-        && info.decoder_option() == 0
-        && !info.op_kinds().contains(&OpCodeOperandKind::seg_reg)
-        && !matches!(
-            code,
-            Code::Pushq_FS
-                | Code::Pushq_GS
-                | Code::Pushw_FS
-                | Code::Pushw_GS
-                | Code::Popq_FS
-                | Code::Popq_GS
-                | Code::Popw_FS
-                | Code::Popw_GS
-        )
-        && code.mnemonic() != M::INVALID
-        && !info.is_input_output()
-}
-
 /// An assembled sequence: its units with addresses, its bytes, and which flags are undefined where.
 type Assembled = (Vec<Unit>, Vec<u8>, Vec<(u64, u64)>);
 
@@ -158,7 +48,7 @@ impl Case {
             let count = 1 + random.below(UNITS_MAX) as usize;
             let mut maybe_undefined = 0;
             while units.len() < count {
-                let code = random.pick(forms());
+                let code = pick_form(random, units.last());
                 if let Some(unit) = Unit::new(random, &plan, code, units.len(), count, &mut maybe_undefined) {
                     units.push(unit);
                 }
@@ -187,10 +77,19 @@ impl Case {
         case
     }
 
-    /// Flags that need not agree if the case ends at `rip`.
-    pub(crate) fn undefined_at(&self, rip: u64) -> u64 {
+    /// The instruction at `rip`, which may have an FWAIT of its own before it.
+    pub(crate) fn instruction_at(&self, rip: u64) -> Option<&Instruction> {
+        self.units.iter().flat_map(|unit| &unit.instructions).find(|i| (i.ip()..i.next_ip()).contains(&rip))
+    }
+
+    /// Flags that need not agree if the case ends at `rip`: those that are undefined, and after a fault also those that
+    /// the instruction at fault or a later one would have overwritten. The interpreter does not work out flags that
+    /// nobody can see but a fault's handler.
+    pub(crate) fn undefined_at(&self, rip: u64, fault: bool) -> u64 {
         // INT3 reports the address behind it.
-        self.undefined.iter().filter(|&&(at, _)| at <= rip).map(|&(_, flags)| flags).next_back().unwrap_or(0)
+        let undefined = self.undefined.iter().filter(|&&(at, _)| at <= rip).map(|&(_, flags)| flags).next_back();
+        let later = self.units.iter().flat_map(|unit| &unit.instructions).filter(|i| fault && i.ip() >= rip);
+        later.fold(undefined.unwrap_or(0), |flags, i| flags | rflags(i.rflags_modified()))
     }
 }
 
@@ -230,11 +129,15 @@ impl Unit {
             let instruction = Instruction::with2(Code::Mov_r32_imm32, register(to, 4), value as u32);
             self.instructions.extend(instruction);
         };
-        let mut data = |random: &mut Random| DATA_ADDRESS + 256 + random.below(DATA_LEN as u64 - 512);
+        let data = |random: &mut Random| DATA_ADDRESS + 256 + random.below(DATA_LEN as u64 - 512);
         let string = (0..instruction.op_count()).any(|i| {
             matches!(instruction.op_kind(i), OpKind::MemorySegRSI | OpKind::MemoryESRDI | OpKind::MemorySegRDI)
         });
-        if string && random.percent(90) {
+        // Which of two faults of CMPS counts is the processor's choice, and so are faults of masked moves.
+        let masked = instruction.op0_kind() == OpKind::MemorySegRDI;
+        let compares_memory =
+            instruction.op0_kind() == OpKind::MemorySegRSI && instruction.op1_kind() == OpKind::MemoryESRDI;
+        if string && (compares_memory || masked || random.percent(90)) {
             load(6, data(random));
             load(7, data(random));
             load(1, if random.percent(10) { 5000 } else { random.below(20) });
@@ -260,10 +163,33 @@ impl Unit {
                 load(to, 0);
                 self.fixup = Some((0, index + 1 + random.below((count - index) as u64) as usize));
             }
-            M::Cmpxchg8b | M::Cmpxchg16b => {}
+            M::Popfq | M::Popf => {
+                // Neither NT nor AC, which the kernel would trip over; TF ends the case with #DB.
+                let mut mask = Instruction::default();
+                mask.set_code(Code::And_rm32_imm32);
+                mask.set_op0_kind(OpKind::Memory);
+                mask.set_memory_base(iced_x86::Register::RSP);
+                mask.set_op1_kind(OpKind::Immediate32);
+                mask.set_immediate32(if random.percent(10) { 0x0fd5 } else { 0x0ed5 });
+                self.instructions.push(mask);
+            }
+            // Processors differ in what they make of an instruction pointer that is not canonical.
+            M::Fxrstor64 => self.instructions.push(clear_word(instruction, 14)),
             _ => {}
         }
     }
+}
+
+/// An instruction that clears the two bytes at `offset` from the memory operand of `instruction`.
+fn clear_word(instruction: &Instruction, offset: u64) -> Instruction {
+    let mut clear = *instruction;
+    clear.set_code(Code::Mov_rm16_imm16);
+    clear.set_memory_displacement64(instruction.memory_displacement64().wrapping_add(offset));
+    let narrow = instruction.memory_base().size() == 4 || instruction.memory_displ_size() == 4;
+    clear.set_memory_displ_size(if narrow { 4 } else { 8 });
+    clear.set_op1_kind(OpKind::Immediate16);
+    clear.set_immediate16(0);
+    clear
 }
 
 /// Whether the result itself, not only a flag, is undefined.
@@ -346,7 +272,7 @@ fn assemble(units: &[Unit], address: u64) -> Option<Assembled> {
     let mut undefined = vec![];
     let (mut flags, mut straight) = (0, true);
     let mut at = address;
-    encoder.take_buffer();
+    let _ = encoder.take_buffer();
     for unit in &mut units {
         if let Some((index, target)) = unit.fixup {
             let instruction = &mut unit.instructions[index];
@@ -358,9 +284,9 @@ fn assemble(units: &[Unit], address: u64) -> Option<Assembled> {
         }
         for instruction in &mut unit.instructions {
             undefined.push((at, flags));
-            instruction.set_ip(at);
             let len = encoder.encode(instruction, at).ok()?;
             instruction.set_len(len);
+            instruction.set_ip(at);
             at += len as u64;
             straight &= matches!(instruction.flow_control(), FlowControl::Next | FlowControl::Exception);
             flags = undefined_after(instruction, flags, straight);

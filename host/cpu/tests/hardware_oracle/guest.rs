@@ -14,7 +14,7 @@ use cardcage_clock::VirtualClock;
 use cardcage_cpu::{CpuModel, SoftCpu};
 use cardcage_memory::GuestRam;
 
-use crate::context::{BATCH, CODE_ADDRESS, CODE_SLOT, CONTEXT_LEN, Context, DATA_ADDRESS, DATA_LEN, GS_BASE};
+use crate::context::{BATCH, CODE_ADDRESS, CODE_SLOT, CONTEXT_LEN, Context, DATA_ADDRESS, DATA_LEN, GS_BASE, Trouble};
 
 const RAM_LEN: u64 = 0x80_0000;
 const PML4: u64 = 0x1000;
@@ -22,8 +22,11 @@ const PDPT: u64 = 0x2000;
 const PD: u64 = 0x3000;
 const CODE_TABLE: u64 = 0x4000;
 const DATA_TABLE: u64 = 0x5000;
+const KERNEL_PD: u64 = 0xf000;
+const KERNEL_PDPT: u64 = 0x1_0000;
 const GDT: u64 = 0x6000;
 const TSS: u64 = 0x6800;
+const TSS_LIMIT: u32 = 0x67;
 const IDT: u64 = 0x7000;
 const KERNEL: u64 = 0x8000;
 /// How many cases there are, then which is next.
@@ -35,6 +38,9 @@ const FRESH_DATA: u64 = 0x21_0000;
 const INPUT: u64 = 0x30_0000;
 const OUTPUT: u64 = 0x40_0000;
 const OUTPUT_DATA: u64 = 0x50_0000;
+
+/// Where the kernel sees physical memory: in the upper half, so that user addresses are not mapped by accident.
+const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
 
 const KERNEL_CODE: u16 = 0x08;
 const KERNEL_DATA: u16 = 0x10;
@@ -51,6 +57,11 @@ const WRITABLE: u64 = 2;
 const USER: u64 = 4;
 const LARGE: u64 = 0x80;
 const NO_EXECUTE: u64 = 1 << 63;
+
+/// A physical address as the kernel's, which an instruction has as a sign-extended 32-bit constant.
+const fn seen_by_kernel(physical: u64) -> i32 {
+    (KERNEL_BASE + physical) as i32
+}
 
 /// The guest's kernel: the entry stubs at its start, [`kernel_start`] behind them.
 #[unsafe(naked)]
@@ -102,7 +113,7 @@ extern "C" fn kernel() {
         "pop qword ptr [rbx + 544]",
         "mov rcx, cr2",
         "mov [rbx + 672], rcx",
-        "mov esi, {data}",
+        "mov rsi, {data}",
         "mov rdi, rax",
         "shl rdi, 13",
         "add rdi, {output_data}",
@@ -115,15 +126,15 @@ extern "C" fn kernel() {
         "mov rax, [{mailbox} + 8]",
         "cmp rax, [{mailbox}]",
         "jae 4f",
-        "mov esi, {fresh_data}",
-        "mov edi, {data}",
+        "mov rsi, {fresh_data}",
+        "mov rdi, {data}",
         "mov ecx, {data_quads}",
         "cld",
         "rep movsq",
         "imul rdi, rax, {context_len}",
         "add rdi, {input}",
         "fxrstor64 [rdi]",
-        "mov esp, {stack_top}",
+        "mov rsp, {stack_top}",
         "push {user_data}",
         "push qword ptr [rdi + 544]",
         "push qword ptr [rdi + 648]",
@@ -148,15 +159,15 @@ extern "C" fn kernel() {
         "4:",
         "out {port}, al",
         "jmp 4b",
-        mailbox = const MAILBOX,
+        mailbox = const seen_by_kernel(MAILBOX),
         context_len = const CONTEXT_LEN,
-        input = const INPUT,
-        output = const OUTPUT,
-        output_data = const OUTPUT_DATA,
-        data = const DATA,
-        fresh_data = const FRESH_DATA,
+        input = const seen_by_kernel(INPUT),
+        output = const seen_by_kernel(OUTPUT),
+        output_data = const seen_by_kernel(OUTPUT_DATA),
+        data = const seen_by_kernel(DATA),
+        fresh_data = const seen_by_kernel(FRESH_DATA),
         data_quads = const DATA_LEN / 8,
-        stack_top = const STACK_TOP,
+        stack_top = const seen_by_kernel(STACK_TOP),
         user_data = const USER_DATA,
         user_code = const USER_CODE,
         port = const PORT,
@@ -249,28 +260,30 @@ impl Guest {
     fn write_tables(&self) {
         let directory = PRESENT | WRITABLE | USER;
         self.write_words(PML4, &[PDPT | directory]);
+        self.write_words(PML4 + 8 * 511, &[KERNEL_PDPT | PRESENT | WRITABLE]);
         self.write_words(PDPT, &[PD | directory]);
+        self.write_words(KERNEL_PDPT + 8 * 510, &[KERNEL_PD | PRESENT | WRITABLE]);
         for i in 0..RAM_LEN >> 21 {
-            self.write_words(PD + 8 * i, &[i << 21 | PRESENT | WRITABLE | LARGE]);
+            self.write_words(KERNEL_PD + 8 * i, &[i << 21 | PRESENT | WRITABLE | LARGE]);
         }
         self.write_words(PD + 8 * (CODE_ADDRESS >> 21), &[CODE_TABLE | directory]);
         self.write_words(PD + 8 * (DATA_ADDRESS >> 21), &[DATA_TABLE | directory]);
         for page in 0..(BATCH * CODE_SLOT / 4096) as u64 {
-            self.write_words(CODE_TABLE + 8 * page, &[CODE + page * 4096 | PRESENT | USER]);
+            self.write_words(CODE_TABLE + 8 * page, &[(CODE + page * 4096) | PRESENT | USER]);
         }
         let data_pages = (DATA_LEN / 4096) as u64;
         for page in 0..=data_pages {
             let writable = if page < data_pages { WRITABLE } else { 0 };
-            self.write_words(DATA_TABLE + 8 * page, &[DATA + page * 4096 | PRESENT | USER | NO_EXECUTE | writable]);
+            self.write_words(DATA_TABLE + 8 * page, &[(DATA + page * 4096) | PRESENT | USER | NO_EXECUTE | writable]);
         }
-        let tss_low = TSS << 16 | 0x89 << 40 | 0x67;
-        self.write_words(
-            GDT,
-            &[0, 0x20_9b00_0000_0000, 0xcf_9300_0000_ffff, 0xcf_f300_0000_ffff, 0x20_fb00_0000_0000, tss_low, 0],
-        );
-        self.write(TSS + 4, &STACK_TOP.to_le_bytes());
+        // The task register is loaded with the initial state, not from here.
+        let descriptors = [0, 0x20_9b00_0000_0000, 0xcf_9300_0000_ffff, 0xcf_f300_0000_ffff, 0x20_fb00_0000_0000];
+        self.write_words(GDT, &descriptors);
+        self.write(TSS + 4, &(KERNEL_BASE + STACK_TOP).to_le_bytes());
+        // The I/O bitmap is behind the limit: user mode has no ports.
+        self.write(TSS + 102, &(TSS_LIMIT as u16 + 1).to_le_bytes());
         for vector in 0..VECTORS {
-            let entry = KERNEL + STUB_LEN * vector;
+            let entry = KERNEL_BASE + KERNEL + STUB_LEN * vector;
             // INT3 and INTO may be raised by software.
             let privilege: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
             let low = entry & 0xffff | u64::from(KERNEL_CODE) << 16 | (0x8e | privilege << 5) << 40;
@@ -287,12 +300,12 @@ impl Guest {
         let (cr0_pg_am_wp_ne_et_mp_pe, cr4_osxmmexcpt_osfxsr_pae) = (0x8005_0033, 0x620);
         let efer_nxe_lma_lme_sce = 0xd01;
         VcpuState {
-            rip: KERNEL + STUB_LEN * VECTORS,
+            rip: KERNEL_BASE + KERNEL + STUB_LEN * VECTORS,
             rflags: 2,
             segments: [user_data, code, data, user_data, user_data, user_gs],
-            tr: Segment { selector: TASK, base: TSS, limit: 0x67, attributes: 0x8b },
-            gdtr: Descriptor { base: GDT, limit: 0x37 },
-            idtr: Descriptor { base: IDT, limit: (16 * VECTORS - 1) as u16 },
+            tr: Segment { selector: TASK, base: KERNEL_BASE + TSS, limit: TSS_LIMIT, attributes: 0x8b },
+            gdtr: Descriptor { base: KERNEL_BASE + GDT, limit: 0x37 },
+            idtr: Descriptor { base: KERNEL_BASE + IDT, limit: (16 * VECTORS - 1) as u16 },
             cr0: cr0_pg_am_wp_ne_et_mp_pe,
             cr3: PML4,
             cr4: cr4_osxmmexcpt_osfxsr_pae,
@@ -302,7 +315,13 @@ impl Guest {
     }
 
     /// Runs `inputs`, as [`Native::run`](crate::native::Native::run) does.
-    pub(crate) fn run(&mut self, code: &[u8], data: &[u8], read_only: &[u8], inputs: &[Context]) -> Result<(), String> {
+    pub(crate) fn run(
+        &mut self,
+        code: &[u8],
+        data: &[u8],
+        read_only: &[u8],
+        inputs: &[Context],
+    ) -> Result<(), Trouble> {
         self.write(CODE, code);
         self.write(FRESH_DATA, data);
         self.write(DATA + DATA_LEN as u64, read_only);
@@ -311,12 +330,15 @@ impl Guest {
             self.write(OUTPUT + (i * CONTEXT_LEN) as u64, &[0; CONTEXT_LEN]);
         }
         self.write_words(MAILBOX, &[inputs.len() as u64, 0]);
-        self.vcpu.set_state(&self.initial_state()).map_err(|error| error.to_string())?;
+        let trouble = |case, what| Err(Trouble { case, what });
+        if let Err(error) = self.vcpu.set_state(&self.initial_state()) {
+            return trouble(0, error.to_string());
+        }
         let exit = self.vcpu.run();
         if matches!(exit, Ok(Exit::Kicked)) {
             return Ok(());
         }
-        Err(format!("in case {} the interpreter stopped with {exit:?}", self.current()))
+        trouble(self.current() as usize, format!("the interpreter stopped with {exit:?}"))
     }
 
     /// The case that runs, or ran last.

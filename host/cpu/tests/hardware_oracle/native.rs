@@ -8,7 +8,7 @@
 use std::arch::naked_asm;
 use std::ptr::{addr_of, addr_of_mut};
 
-use crate::context::{BATCH, CODE_ADDRESS, CODE_SLOT, CONTEXT_LEN, Context, DATA_ADDRESS, DATA_LEN, GS_BASE};
+use crate::context::{BATCH, CODE_ADDRESS, CODE_SLOT, CONTEXT_LEN, Context, DATA_ADDRESS, DATA_LEN, GS_BASE, Trouble};
 
 const PAGE: usize = 4096;
 const ALTERNATE_STACK: usize = 64 * 1024;
@@ -45,7 +45,13 @@ impl Native {
 
     /// Runs `inputs`, whose code starts at [`CODE_ADDRESS`] in slots. Afterwards [`Native::output`] has the results.
     /// If a case cannot be run at all, the error says which.
-    pub(crate) fn run(&mut self, code: &[u8], data: &[u8], read_only: &[u8], inputs: &[Context]) -> Result<(), String> {
+    pub(crate) fn run(
+        &mut self,
+        code: &[u8],
+        data: &[u8],
+        read_only: &[u8],
+        inputs: &[Context],
+    ) -> Result<(), Trouble> {
         // SAFETY: the mapping is ours and as large as `Shared`, and no child runs.
         let shared = unsafe { &mut *self.shared };
         shared.code[..code.len()].copy_from_slice(code);
@@ -69,7 +75,8 @@ impl Native {
         }
         // SAFETY: as above; the child is gone.
         let current = unsafe { addr_of!((*self.shared).current).read_volatile() };
-        Err(format!("the child that runs cases natively died with status {status:#x} in case {current}"))
+        let what = format!("the child that runs cases natively died with status {status:#x}");
+        Err(Trouble { case: current, what })
     }
 
     pub(crate) fn output(&self, index: usize) -> (&Context, &[u8; DATA_LEN]) {

@@ -201,6 +201,11 @@ impl Plan {
                 let register = Register::ST0 + random.below(8) as u32;
                 set_register(instruction, register)
             }
+            Kind::imm8 if instruction.code() == Code::Int_imm8 => {
+                // 0x80 is a system call.
+                let vector = random.below(0x80);
+                set_immediate(instruction, OpKind::Immediate8, vector)
+            }
             Kind::imm8 => {
                 let value = if random.percent(50) { random.below(40) } else { random.next() };
                 let op_kind = if instruction.code() == Code::Enterq_imm16_imm8 && operand == 1 {
