@@ -11,7 +11,7 @@ use super::host::TestHost;
 use super::services::DriverLink;
 use crate::memory::{Bytes, GuestAddress};
 use crate::virtio::{F_EVENT_IDX, F_VERSION_1};
-use crate::{Result, VirtioDevice, export, from_abi};
+use crate::{ResetKind, Result, VirtioDevice, export, from_abi};
 
 /// VIRTQ_DESC_F_NEXT.
 pub const DESC_NEXT: u16 = 1;
@@ -154,6 +154,13 @@ impl TestVirtio {
     pub fn driver_reset(&mut self) {
         self.device.device.virtio_reset();
         self.device.host.0.state().needs_reset = false;
+    }
+
+    /// Resets the whole device with its transport: the driver has to start again.
+    pub fn reset(&mut self, kind: ResetKind) {
+        self.driver_reset();
+        self.queues.clear();
+        self.device.reset(kind);
     }
 
     fn zero(&self, at: u64, len: u64) {
