@@ -161,10 +161,10 @@ impl Controller {
                 }
             }
         }
-        if !self.mode.contains(Mode::NO_MOUSE) {
-            if let Some(byte) = self.mouse.pop() {
-                (self.data, self.full) = (byte, Some(Source::Mouse));
-            }
+        if !self.mode.contains(Mode::NO_MOUSE)
+            && let Some(byte) = self.mouse.pop()
+        {
+            (self.data, self.full) = (byte, Some(Source::Mouse));
         }
     }
 
