@@ -159,9 +159,9 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Args {
 fn with_two_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let command = Args::command();
     let takes_value = |name: &str| {
-        let option = command.get_arguments().find(|a| {
-            a.get_long() == Some(name) || a.get_short().is_some_and(|s| s.to_string() == name)
-        });
+        let option = command
+            .get_arguments()
+            .find(|a| a.get_long() == Some(name) || a.get_short().is_some_and(|s| s.to_string() == name));
         option.is_some_and(|a| a.get_action().takes_values())
     };
     let mut out = Vec::new();

@@ -1,7 +1,7 @@
 //! Devices and backends from their options.
 
 use cardcage_block::{BlockGraph, DriveOptions, Interface, NodeOptions};
-use cardcage_chardev::{Chardevs, ChardevOptions, Legacy, parse_legacy};
+use cardcage_chardev::{ChardevOptions, Chardevs, Legacy, parse_legacy};
 use cardcage_machine::DeviceOptions;
 use cardcage_options::{Options, Value};
 use cardcage_registry::{PropertyValue, Registry};

@@ -16,7 +16,8 @@ static PLUGIN_LEVEL: AtomicU8 = AtomicU8::new(2);
 
 /// Starts logging.
 pub(crate) fn init() {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).with_env_var(ENV).from_env_lossy();
+    let filter =
+        EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).with_env_var(ENV).from_env_lossy();
     let level = match filter.max_level_hint() {
         Some(LevelFilter::OFF) => 0,
         Some(LevelFilter::ERROR) => 1,

@@ -3,7 +3,7 @@
 use std::net::ToSocketAddrs;
 
 use anyhow::Context;
-use cardcage_chardev::{Bridge, Chardevs, SocketAddress, SocketOptions, BackendOptions, Legacy, parse_legacy};
+use cardcage_chardev::{BackendOptions, Bridge, Chardevs, Legacy, SocketAddress, SocketOptions, parse_legacy};
 use cardcage_options::Options;
 use cardcage_qmp::json::Layout;
 use cardcage_qmp::{ListenOptions, ServerHandle};

@@ -49,11 +49,7 @@ struct Common {
 }
 
 /// Loads everything that the search path leads to.
-pub(crate) fn load(
-    files: &[PathBuf],
-    folders: &[PathBuf],
-    set: Option<&PathBuf>,
-) -> anyhow::Result<Registry> {
+pub(crate) fn load(files: &[PathBuf], folders: &[PathBuf], set: Option<&PathBuf>) -> anyhow::Result<Registry> {
     let set = set.map(|path| PluginSet::read(path)).transpose()?;
     let path = SearchPath::new(files.to_vec(), folders.to_vec());
     let builder = cardcage_machine::registry_builder().plugin_set(set).log(Box::new(crate::log::plugin_sink));

@@ -77,9 +77,8 @@ impl From<MapError> for BoardError {
 pub(crate) const PIRQ_ROUTES: [u8; 4] = [10, 10, 11, 11];
 /// Where firmware would put the power management registers.
 pub(crate) const PM_BASE: u16 = 0x600;
-/// The GPE0 block, and the system control interrupt, of the PIIX4.
-pub(crate) const GPE0: u16 = 0xafe0;
-pub(crate) const SCI: u8 = 9;
+/// Where the south bridge sits: function 0 is the ISA bridge, 3 power management.
+pub(crate) const PIIX3: Devfn = Devfn::from_byte(1 << 3);
 
 /// All of a machine but its vCPUs.
 pub(crate) struct Board {
@@ -88,6 +87,7 @@ pub(crate) struct Board {
     pub(crate) irqchip: Option<Arc<Irqchip>>,
     pub(crate) spaces: Arc<Spaces>,
     event_loop: EventLoop,
+    config_ports: Arc<ConfigPorts>,
     pm: Arc<Piix4Pm>,
 }
 
@@ -142,10 +142,10 @@ impl Board {
             inputs: Mutex::default(),
             ram,
         });
-        let (pci, pm) = wire_pci(&services, &lines, &spaces)?;
+        let Pci { bus, config_ports, pm } = wire_pci(&services, &lines, &spaces)?;
         let both = [spaces.ports.clone(), spaces.memory.clone()];
-        let devices = DeviceTable::new(services.clone(), config.registry.clone(), lines, pci, both);
-        let mut board = Self { services, devices, irqchip: made.irqchip, spaces, event_loop, pm };
+        let devices = DeviceTable::new(services.clone(), config.registry.clone(), lines, bus, both);
+        let mut board = Self { services, devices, irqchip: made.irqchip, spaces, event_loop, config_ports, pm };
         for options in &config.devices {
             board.add_device(options)?;
         }
@@ -169,6 +169,7 @@ impl Board {
 
     pub(crate) fn reset(&self) {
         self.devices.pci.reset();
+        self.config_ports.reset();
         if let Some(irqchip) = &self.irqchip {
             irqchip.reset();
         }
@@ -211,24 +212,28 @@ fn rtc(config: &MachineConfig, clock: &VirtualClock) -> UtcClock {
     }
 }
 
-fn wire_pci(
-    services: &Arc<Services>,
-    lines: &Arc<Lines>,
-    spaces: &Spaces,
-) -> Result<(Arc<PciBus>, Arc<Piix4Pm>), BoardError> {
+/// The PCI side of the board.
+struct Pci {
+    bus: Arc<PciBus>,
+    config_ports: Arc<ConfigPorts>,
+    pm: Arc<Piix4Pm>,
+}
+
+fn wire_pci(services: &Arc<Services>, lines: &Arc<Lines>, spaces: &Spaces) -> Result<Pci, BoardError> {
     let router = InterruptRouter::new(lines.clone());
     let pci = PciBus::new(spaces.memory.clone(), spaces.ports.clone(), router.clone(), lines.clone());
     let control = services.control.clone();
     let reset = ResetControl::new(Box::new(move || control.send(Request::Reset(Cause::GuestReset))));
-    ConfigPorts::new(pci.clone(), reset).map(&spaces.ports)?;
+    let config_ports = ConfigPorts::new(pci.clone(), reset);
+    config_ports.map(&spaces.ports)?;
     let power = Power::new(services);
     let (pm, pm_function) = Piix4Pm::new(PmOptions { base: Some(PM_BASE) }, router.clone(), power.clone());
     power.connect(&pm);
     // Shadow RAM is plain RAM here: PAM registers keep what they are given.
     pci.add(Devfn::new(0, 0), I440fx::function(Box::new(|_, _| {})))?;
-    pci.add(Devfn::new(1, 0), Piix3::function(router, PIRQ_ROUTES))?;
+    pci.add(Some(PIIX3), Piix3::function(router, PIRQ_ROUTES))?;
     pci.add(Devfn::new(1, 3), pm_function)?;
-    Ok((pci, pm))
+    Ok(Pci { bus: pci, config_ports, pm })
 }
 
 /// What power management needs of the machine.

@@ -4,15 +4,13 @@
 use std::collections::HashMap;
 
 use cardcage_accel::VcpuState;
-use cardcage_acpi::{
-    AcpiBus, AcpiConfig, AcpiDevice as Node, PciInterrupts, PciRoot, PowerManagement, Resource,
-};
+use cardcage_acpi::{AcpiBus, AcpiConfig, AcpiDevice as Node, PciInterrupts, PciRoot, PowerManagement, Resource};
 use cardcage_boot::BootOptions;
-use cardcage_pci::{BarKind, Devfn, PciBus, Space};
+use cardcage_pci::{BarKind, InterruptRouter, PciBus, Piix3, Piix4Pm, ResetControl, Space};
 use tracing::{info, warn};
 
 use crate::accelerator::Accelerator;
-use crate::board::{Board, BoardError, GPE0, PIRQ_ROUTES, PM_BASE, SCI};
+use crate::board::{Board, BoardError, PIIX3, PIRQ_ROUTES, PM_BASE};
 use crate::config::MachineConfig;
 use crate::device::AcpiDevice;
 use crate::layout;
@@ -35,7 +33,10 @@ pub(crate) fn boot(board: &Board, config: &MachineConfig) -> Result<Option<VcpuS
     let ram = &board.services.ram;
     let tables = cardcage_acpi::build(&acpi(board, config), TABLES).map_err(|e| BoardError::Wiring(e.to_string()))?;
     if tables.range().end > TABLES_END {
-        return Err(BoardError::Wiring(format!("ACPI tables of {} bytes do not fit into the BIOS area", tables.bytes.len())));
+        return Err(BoardError::Wiring(format!(
+            "ACPI tables of {} bytes do not fit into the BIOS area",
+            tables.bytes.len()
+        )));
     }
     ram.write(tables.address, &tables.bytes).map_err(|e| BoardError::Wiring(e.to_string()))?;
     assign_addresses(&board.devices.pci, config.ram_size);
@@ -53,19 +54,23 @@ fn acpi(board: &Board, config: &MachineConfig) -> AcpiConfig {
         ioapic: (0, cardcage_irqchip::IOAPIC_ADDRESS as u32),
         pm: PowerManagement {
             base: PM_BASE,
-            gpe0: GPE0,
-            gpe0_len: 4,
-            sci: SCI,
-            command_port: 0xb2,
-            enable: 0xf1,
-            disable: 0xf0,
-            s5: 0,
-            reset: (0xcf9, 6),
+            gpe0: Piix4Pm::GPE0.0,
+            gpe0_len: Piix4Pm::GPE0.1,
+            sci: InterruptRouter::SCI as u8,
+            command_port: Piix4Pm::COMMAND_PORT,
+            enable: Piix4Pm::ACPI_ENABLE,
+            disable: Piix4Pm::ACPI_DISABLE,
+            s5: Piix4Pm::SLEEP_TYPE_S5,
+            reset: (ResetControl::PORT, ResetControl::RESET),
         },
         pci: Some(PciRoot {
             low: layout::pci_window_start(config.ram_size)..layout::PCI_WINDOW_END,
             high: Some(high.0..high.0 + high.1),
-            interrupts: PciInterrupts { bridge: (1, 0), register: 0x60, choices: vec![5, 10, 11] },
+            interrupts: PciInterrupts {
+                bridge: (PIIX3.slot(), PIIX3.function()),
+                register: Piix3::PIRQ_ROUTE,
+                choices: vec![5, 10, 11],
+            },
         }),
         vga: false,
         devices: nodes(board.devices.acpi()),
@@ -121,13 +126,10 @@ fn assign_addresses(pci: &PciBus, ram_size: u64) {
             pci.config_write(at, 4, 2, command);
         }
         if let Some(pin) = function.pin() {
-            pci.config_write(at, 0x3c, 1, line(at, pin.pirq(at)));
+            let line = PIRQ_ROUTES.get(pin.pirq(at)).copied().unwrap_or(0);
+            pci.config_write(at, 0x3c, 1, line.into());
         }
     }
-}
-
-fn line(_at: Devfn, pirq: usize) -> u32 {
-    PIRQ_ROUTES.get(pirq).copied().unwrap_or(0).into()
 }
 
 /// Addresses that are free.

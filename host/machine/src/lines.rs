@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cardcage_accel::InterruptController;
-use cardcage_pci::{GsiSink, MsiSink};
 use cardcage_memory::GuestRam;
+use cardcage_pci::{GsiSink, MsiSink};
 
 /// GSIs of the pc: 16 ISA interrupts and 8 more pins of the I/O APIC.
 pub(crate) const GSIS: usize = 24;

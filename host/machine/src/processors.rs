@@ -56,9 +56,10 @@ fn soft(
     let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
     for index in 0..config.cpus {
         let signal = Arc::new(VcpuSignal::new(None));
-        let lapic = irqchip.lapic(index as usize).cloned().ok_or_else(|| {
-            BoardError::Wiring(format!("vCPU {index} has no local APIC"))
-        })?;
+        let lapic = irqchip
+            .lapic(index as usize)
+            .cloned()
+            .ok_or_else(|| BoardError::Wiring(format!("vCPU {index} has no local APIC")))?;
         lapic.connect(signal.clone());
         let cpu = SoftCpu::new(index, ram.clone(), spaces.clone(), lapic, signal, Arc::new(clock.clone()), &model);
         vcpus.push(Box::new(cpu));

@@ -191,9 +191,7 @@ fn register_run_control(commands: &mut Commands, control: &Control) {
     let c = control.clone();
     commands.blocking("cont", move |(): (), _: &Call| on_machine(&c, Vm::cont)?.map_err(CommandError::generic));
     let c = control.clone();
-    commands.blocking("system_reset", move |(): (), _: &Call| {
-        on_machine(&c, |vm| vm.reset(Cause::HostQmpSystemReset))
-    });
+    commands.blocking("system_reset", move |(): (), _: &Call| on_machine(&c, |vm| vm.reset(Cause::HostQmpSystemReset)));
     let c = control.clone();
     commands.blocking("system_powerdown", move |(): (), _: &Call| on_machine(&c, Vm::power_down));
     let c = control.clone();
@@ -252,7 +250,8 @@ fn register_introspection(commands: &mut Commands, registry: &Arc<Registry>) {
     let r = registry.clone();
     commands
         .blocking("query-available-devices", move |filter: DeviceFilter, _: &Call| {
-            let matches = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|w| w.eq_ignore_ascii_case(is));
+            let matches =
+                |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|w| w.eq_ignore_ascii_case(is));
             let kinds = r.kinds().filter(|k| {
                 matches(&filter.bus, k.bus().name())
                     && matches(&filter.category, &k.description().category)
@@ -264,9 +263,7 @@ fn register_introspection(commands: &mut Commands, registry: &Arc<Registry>) {
     let r = registry.clone();
     commands.blocking("query-plugins", move |(): (), _: &Call| Ok(plugins(&r))).allow_preconfig();
     let r = registry.clone();
-    commands
-        .blocking("qom-list-types", move |filter: ListTypes, _: &Call| Ok(types(&r, &filter)))
-        .allow_preconfig();
+    commands.blocking("qom-list-types", move |filter: ListTypes, _: &Call| Ok(types(&r, &filter))).allow_preconfig();
     let r = registry.clone();
     commands
         .blocking("device-list-properties", move |name: TypeName, _: &Call| {
@@ -378,19 +375,13 @@ fn types(registry: &Registry, filter: &ListTypes) -> Vec<ObjectTypeInfo> {
     let is_a = |name: &str, parent: &str| match filter.implements.as_deref() {
         None | Some("object") => true,
         Some(wanted) => {
-            name == wanted
-                || parent == wanted
-                || ABSTRACT.iter().any(|(n, p)| *n == parent && *p == wanted)
+            name == wanted || parent == wanted || ABSTRACT.iter().any(|(n, p)| *n == parent && *p == wanted)
         }
     };
     abstr
         .filter(|_| filter.abstr != Some(false))
         .chain(kinds)
         .filter(|(name, parent, _)| is_a(name, parent))
-        .map(|(name, parent, abstr)| ObjectTypeInfo {
-            name,
-            abstr: abstr.then_some(true),
-            parent: Some(parent.into()),
-        })
+        .map(|(name, parent, abstr)| ObjectTypeInfo { name, abstr: abstr.then_some(true), parent: Some(parent.into()) })
         .collect()
 }

@@ -119,13 +119,15 @@ impl QtestTarget for Target {
 
     fn clock_set(&mut self, ns: u64) -> Result<u64, String> {
         let now = self.clock.now();
-        let ahead = ns.checked_sub(now).ok_or_else(|| format!("the clock is at {now} ns and cannot go back to {ns}"))?;
+        let ahead =
+            ns.checked_sub(now).ok_or_else(|| format!("the clock is at {now} ns and cannot go back to {ns}"))?;
         self.clock_step(ahead)
     }
 
     fn irq_intercept_in(&mut self, path: &str, lines: IrqLines) -> Result<(), String> {
         let irqchip = self.irqchip.as_ref().filter(|_| path == "ioapic" || path.ends_with("/ioapic"));
-        let irqchip = irqchip.ok_or_else(|| format!("there is no device '{path}' with inputs to intercept: use ioapic"))?;
+        let irqchip =
+            irqchip.ok_or_else(|| format!("there is no device '{path}' with inputs to intercept: use ioapic"))?;
         if irqchip.observe_inputs(move |pin, level| lines.set(pin, level)) {
             Ok(())
         } else {

@@ -35,7 +35,8 @@ impl Vm {
         let (board, vcpus) = Board::build(&config, &control)?;
         let vcpus = Vcpus::new(vcpus, &control).map_err(BoardError::Thread)?;
         let state = RunState::Prelaunch;
-        let mut vm = Self { board, vcpus, config, state, control, requests, exit_status: None, boot_state: None, qtest: None };
+        let mut vm =
+            Self { board, vcpus, config, state, control, requests, exit_status: None, boot_state: None, qtest: None };
         vm.boot_state = vm.board.boot(&vm.config)?;
         vm.reset_vcpus()?;
         Ok(vm)

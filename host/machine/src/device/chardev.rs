@@ -49,12 +49,7 @@ impl Frontend for Port {
 }
 
 /// Attaches a device to a chardev.
-pub(crate) fn attach(
-    services: &Arc<Services>,
-    id: &str,
-    slot: Weak<Slot>,
-    token: u64,
-) -> Result<abi::CharObj, String> {
+pub(crate) fn attach(services: &Arc<Services>, id: &str, slot: Weak<Slot>, token: u64) -> Result<abi::CharObj, String> {
     let chardev = services.chardevs.get(id).map_err(|e| e.to_string())?;
     let port = Arc::new(Port { services: Arc::downgrade(services), slot, token });
     let handle = Arc::new(chardev.attach(port).map_err(|e| e.to_string())?);

@@ -9,6 +9,6 @@ mod slot;
 mod table;
 mod virtio;
 
-pub use table::{DeviceError, DeviceOptions};
 pub(crate) use slot::{RegionHandler, Slot};
 pub(crate) use table::{AcpiDevice, DeviceTable};
+pub use table::{DeviceError, DeviceOptions};

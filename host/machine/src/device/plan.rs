@@ -54,14 +54,19 @@ fn refuse<T>(text: String) -> abi::AbiResult<T> {
 
 impl Planner {
     /// The object to hand to the device, and where its wishes are collected.
-    pub(crate) fn new(bus: Bus, kind: &str, lines: &Arc<Lines>) -> (abi::BusObj, Arc<Mutex<Plan>>) {
+    pub(crate) fn start(bus: Bus, kind: &str, lines: &Arc<Lines>) -> (abi::BusObj, Arc<Mutex<Plan>>) {
         let plan = Arc::<Mutex<Plan>>::default();
         let planner = Self { bus, kind: kind.into(), lines: lines.clone(), plan: plan.clone() };
         (abi::BusAbi_TO::from_value(planner, TD_Opaque), plan)
     }
 
     /// Adds something that only devices on `bus` can have; gives the new region's number.
-    fn add(&self, bus: Bus, what: &str, change: impl FnOnce(&mut Plan, u32) -> Result<(), String>) -> abi::AbiResult<u32> {
+    fn add(
+        &self,
+        bus: Bus,
+        what: &str,
+        change: impl FnOnce(&mut Plan, u32) -> Result<(), String>,
+    ) -> abi::AbiResult<u32> {
         if self.bus != bus {
             return refuse(format!("a device on the {} bus has no {what}", self.bus.name()));
         }
@@ -140,9 +145,9 @@ impl abi::BusAbi for Planner {
     }
 
     fn msix(&mut self, vectors: u16, bar: u32) -> abi::AbiResult<abi::MsixObj> {
-        let made = u8::try_from(bar).map_err(|_| format!("there is no BAR {bar}")).and_then(|bar| {
-            Msix::new(&self.kind, MsixLayout::exclusive(vectors, bar).0).map_err(|e| e.to_string())
-        });
+        let made = u8::try_from(bar)
+            .map_err(|_| format!("there is no BAR {bar}"))
+            .and_then(|bar| Msix::new(&self.kind, MsixLayout::exclusive(vectors, bar).0).map_err(|e| e.to_string()));
         let msix = match made {
             Ok(msix) => msix,
             Err(e) => return refuse(e),

@@ -1,7 +1,7 @@
 //! A place for one device object of a plugin: what everybody who calls the device holds.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cardcage_memory::IoHandler;
 use cardcage_plugin_abi::DeviceObj;

@@ -175,10 +175,11 @@ impl DeviceTable {
         properties: &Properties,
     ) -> Result<(Place, Option<Arc<Core>>), DeviceError> {
         let refused = |reason: RString| DeviceError::Refused { driver: kind.name().into(), reason: reason.into() };
-        let given = properties.device.iter().map(|(n, v)| abi::Prop { name: n.as_str().into(), value: v.as_str().into() });
+        let given =
+            properties.device.iter().map(|(n, v)| abi::Prop { name: n.as_str().into(), value: v.as_str().into() });
         let host = DeviceHost::object(&self.services, slot);
         let object = (kind.class().create())(host, given.collect()).into_result().map_err(|e| refused(e.message))?;
-        let (bus, plan) = Planner::new(kind.bus(), kind.name(), &self.lines);
+        let (bus, plan) = Planner::start(kind.bus(), kind.name(), &self.lines);
         slot.fill(object);
         let realized = slot.call(|d| d.realize(bus)).unwrap_or(ROk(()));
         realized.into_result().map_err(|e| refused(e.message))?;
@@ -274,7 +275,8 @@ impl DeviceTable {
         device_id: u32,
         slot: &Arc<Slot>,
     ) -> Result<(Place, Option<Arc<Core>>), DeviceError> {
-        let taken = |n: &u32| !self.devices.iter().any(|d| matches!(d.place, Place::VirtioMmio { index } if index == *n));
+        let taken =
+            |n: &u32| !self.devices.iter().any(|d| matches!(d.place, Place::VirtioMmio { index } if index == *n));
         let index = (0..layout::VIRTIO_MMIO_SLOTS).find(taken).ok_or_else(|| DeviceError::Refused {
             driver: kind.name().into(),
             reason: format!("all {} virtio-mmio slots are in use", layout::VIRTIO_MMIO_SLOTS),
@@ -327,7 +329,7 @@ impl DeviceTable {
 
     /// All devices with their kind and state, for listings.
     pub(crate) fn list(&self) -> Vec<Value> {
-        self.devices.iter().map(|d| describe(d)).collect()
+        self.devices.iter().map(describe).collect()
     }
 }
 
