@@ -16,6 +16,16 @@ fn check_target(c: &mut Cpu, o: &Op, target: u64) -> bool {
     true
 }
 
+/// Pushes the return address of a call and leaves RSP as it is; notes #SS even where the operand's segment is another.
+#[inline(always)]
+fn push_return(c: &mut Cpu, o: &Op, sp: u64) -> bool {
+    let done = c.store::<8>(o, sp, o.imm);
+    if !done && c.fault == Some(Fault::GP) {
+        c.fault = Some(Fault::SS);
+    }
+    done
+}
+
 /// JMP to a known target.
 pub(crate) extern "C" fn jmp(c: &mut Cpu, o: &Op) -> Ret {
     follow(c, o, 0)
@@ -52,7 +62,7 @@ pub(crate) extern "C" fn call(c: &mut Cpu, o: &Op) -> Ret {
 pub(crate) extern "C" fn call_r(c: &mut Cpu, o: &Op) -> Ret {
     let target = c.reg(o.a);
     let sp = c.regs[RSP].wrapping_sub(8);
-    check!(c.store::<8>(o, sp, o.imm));
+    check!(push_return(c, o, sp));
     check!(check_target(c, o, target));
     c.regs[RSP] = sp;
     jump(c, target, o.n)
@@ -62,7 +72,7 @@ pub(crate) extern "C" fn call_r(c: &mut Cpu, o: &Op) -> Ret {
 pub(crate) extern "C" fn call_m(c: &mut Cpu, o: &Op) -> Ret {
     let target = get!(c.load::<8>(o, c.ea(o)));
     let sp = c.regs[RSP].wrapping_sub(8);
-    check!(c.store::<8>(o, sp, o.imm));
+    check!(push_return(c, o, sp));
     check!(check_target(c, o, target));
     c.regs[RSP] = sp;
     jump(c, target, o.n)
