@@ -206,3 +206,116 @@ macro_rules! fast_mask {
     )* };
 }
 fast_mask! { pmovmskb movmskps movmskpd }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{FpuState, HostFlags, sse};
+
+    fn quad() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            any::<u64>(),
+            any::<f64>().prop_map(f64::to_bits),
+            any::<[f32; 2]>().prop_map(|[a, b]| u64::from(a.to_bits()) | u64::from(b.to_bits()) << 32),
+            prop::sample::select(vec![
+                0,
+                1,
+                1 << 63,
+                0x7ff0 << 48,
+                0x7ff8 << 48,
+                (0x7ff0 << 48) + 9,
+                0x7f80_0001_ffc0_0000
+            ]),
+        ]
+    }
+
+    /// What the table's instruction makes of the operands, with the flags that it raises.
+    fn expected(name: &str, destination: &Xmm, source: &Xmm, immediate: u8) -> (Xmm, u32) {
+        let (mut state, mut value) = (FpuState::new(), *destination);
+        sse::named(name).unwrap().execute(&mut state, &mut value, source, immediate).unwrap();
+        (value, state.mxcsr())
+    }
+
+    /// What `run` leaves behind, with the flags that it leaves in the host's MXCSR.
+    fn actual(destination: &Xmm, run: impl FnOnce(&mut Xmm)) -> (Xmm, u32) {
+        let (mut state, mut value) = (FpuState::new(), *destination);
+        HostFlags::clear();
+        run(&mut value);
+        HostFlags::collect(&mut state);
+        (value, state.mxcsr())
+    }
+
+    macro_rules! check_floats {
+        ($($width:tt: $($name:ident)*;)*) => {
+            fn check_floats(d: &Xmm, s: &Xmm) -> Result<(), TestCaseError> {
+                $($(prop_assert_eq!(actual(d, |d| $name(d, s)), expected(stringify!($name), d, s, 0), "{}", stringify!($name));)*)*
+                Ok(())
+            }
+        };
+    }
+    for_each_float!(check_floats);
+
+    macro_rules! check_packed {
+        ($($name:ident)*) => {
+            fn check_packed(d: &Xmm, s: &Xmm) -> Result<(), TestCaseError> {
+                $(prop_assert_eq!(actual(d, |d| $name(d, s)), expected(stringify!($name), d, s, 0), "{}", stringify!($name));)*
+                Ok(())
+            }
+        };
+    }
+    for_each_packed!(check_packed);
+
+    proptest! {
+        #[test]
+        fn fast_functions_agree_with_the_table(a in quad(), b in quad(), c in quad(), d in quad()) {
+            let (destination, source) = ([a, b], [c, d]);
+            check_floats(&destination, &source)?;
+            check_packed(&destination, &source)?;
+        }
+
+        #[test]
+        fn fast_comparisons_and_conversions_agree_with_the_table(a in quad(), b in quad(), c in quad(), d in quad()) {
+            let (d, s) = ([a, b], [c, d]);
+            macro_rules! check {
+                ($name:literal, $immediate:literal, $run:expr) => {
+                    prop_assert_eq!(actual(&d, $run), expected($name, &d, &s, $immediate), $name);
+                };
+            }
+            check!("cmpps", 1, |d| cmpps::<1>(d, &s));
+            check!("cmppd", 5, |d| cmppd::<5>(d, &s));
+            check!("cmpss", 2, |d| cmpss::<2>(d, &s));
+            check!("cmpsd", 6, |d| cmpsd::<6>(d, &s));
+            check!("comisd", 0, |d| *d = [comisd(d, &s), 0]);
+            check!("ucomisd", 0, |d| *d = [ucomisd(d, &s), 0]);
+            check!("comiss", 0, |d| *d = [comiss(d, &s), 0]);
+            check!("ucomiss", 0, |d| *d = [ucomiss(d, &s), 0]);
+            check!("cvtsd2si", 0, |d| *d = [cvtsd2si_32(&s).into(), 0]);
+            check!("cvttsd2si", 0, |d| *d = [cvttsd2si_32(&s).into(), 0]);
+            check!("cvtss2si", 0, |d| *d = [cvtss2si_32(&s).into(), 0]);
+            check!("cvttss2si", 0, |d| *d = [cvttss2si_32(&s).into(), 0]);
+            check!("cvtsi2sd", 0, |d| cvtsi2sd_32(d, s[0] as u32));
+            check!("cvtsi2ss", 0, |d| cvtsi2ss_32(d, s[0] as u32));
+        }
+    }
+
+    #[test]
+    fn wide_conversions_use_all_64_bits() {
+        let source = [1e15f64.to_bits(), 0];
+        assert_eq!((cvtsd2si_64(&source), cvttsd2si_64(&source)), (1_000_000_000_000_000, 1_000_000_000_000_000));
+        let mut value = [0, 7];
+        cvtsi2sd_64(&mut value, 1 << 40);
+        assert_eq!(value, [((1u64 << 40) as f64).to_bits(), 7]);
+        let single = [f32::to_bits(1e12).into(), 0];
+        assert_eq!((cvtss2si_64(&single), cvttss2si_64(&single)), (1e12f32 as u64, 1e12f32 as u64));
+        cvtsi2ss_64(&mut value, 1 << 40);
+        assert_eq!(value[0] & 0xffff_ffff, f32::to_bits((1u64 << 40) as f32).into());
+    }
+
+    #[test]
+    fn masks_gather_sign_bits() {
+        let value = [0x8000_0000_7fff_ffff, 0xff00_0000_0000_0080];
+        assert_eq!((pmovmskb(&value), movmskps(&value), movmskpd(&value)), (0x8187, 0b1010, 0b11));
+    }
+}

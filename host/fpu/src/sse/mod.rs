@@ -164,6 +164,12 @@ pub fn find(encoding: Encoding) -> Option<&'static Instruction> {
     (!found.beyond_sse2 || bits::host_has_sse42()).then_some(*found)
 }
 
+/// The first instruction with this mnemonic.
+#[cfg(test)]
+pub(crate) fn named(name: &str) -> Option<&'static Instruction> {
+    table::all().find(|instruction| instruction.name == name)
+}
+
 impl Instruction {
     /// Its mnemonic.
     pub fn name(&self) -> &'static str {
