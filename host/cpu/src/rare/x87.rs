@@ -144,7 +144,9 @@ fn fxsave_address(c: &mut Cpu, i: &Instruction, write: bool) -> Res<u64> {
     if c.cr0 & (cr0::EM | cr0::TS) != 0 {
         return Err(Fault::NM);
     }
-    operands::aligned_address(c, i, 512, 16, write)
+    // Unlike SSE instructions, these check the address before its alignment.
+    let a = operands::address(c, i, 512, write)?;
+    if a & 15 != 0 { Err(Fault::GP) } else { Ok(a) }
 }
 
 fn fxsave_form(c: &Cpu, i: &Instruction) -> (FxsaveLayout, usize) {
