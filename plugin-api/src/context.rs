@@ -78,7 +78,8 @@ impl Context {
         from_abi(self.host.chardev(chardev.id().into(), token)).map(Chardev)
     }
 
-    /// Attaches to a block backend.
+    /// Attaches to a block backend. `writable` asks for writing too; of a backend that is read-only,
+    /// [`Block::is_read_only`] tells it afterwards.
     pub fn block(&self, drive: &DriveRef, writable: bool) -> Result<Block> {
         from_abi(self.host.block(drive.id().into(), writable)).map(Block)
     }
@@ -250,6 +251,10 @@ impl Block {
     /// Whether the backend refuses writes.
     pub fn is_read_only(&self) -> bool {
         self.0.info().flags & abi::BLOCK_READ_ONLY != 0
+    }
+    /// Whether the backend has a write cache: writes are volatile until they are flushed.
+    pub fn is_write_back(&self) -> bool {
+        self.0.info().flags & abi::BLOCK_WRITE_BACK != 0
     }
     /// Starts requests. Each ends with one call of [`Device::block_done`](crate::Device::block_done).
     pub fn submit(&self, requests: &[BlockRequest<'_>]) {

@@ -283,7 +283,7 @@ impl Bus {
     pub fn mmio(&mut self, addr: u64, len: u64) -> Result<Region> {
         from_abi(self.0.mmio(addr, len)).map(Region)
     }
-    /// Answers `len` I/O ports from `port` on. For ISA devices.
+    /// Answers `len` I/O ports from `port` on. For ISA devices. Fails if another device has one of them.
     pub fn pio(&mut self, port: u16, len: u16) -> Result<Region> {
         from_abi(self.0.pio(port, len)).map(Region)
     }
@@ -314,8 +314,8 @@ impl Bus {
     pub fn msix(&mut self, vectors: u16, bar: u32) -> Result<Msix> {
         from_abi(self.0.msix(vectors, bar)).map(Msix)
     }
-    /// Gives the device a node in the ACPI namespace with hardware ID `hid` (such as `PNP0501`) and the ports,
-    /// addresses and interrupts that were registered so far as its resources.
+    /// Gives the device a node in the ACPI namespace with hardware ID `hid` (such as `PNP0501`) and, as its resources, the
+    /// ports, addresses and interrupts that were registered since the node before. So one device can have several nodes.
     pub fn acpi(&mut self, hid: &str) -> Result<()> {
         from_abi(self.0.acpi(Object::new().field("hid", hid).to_string().as_str().into()))
     }

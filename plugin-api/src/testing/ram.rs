@@ -9,6 +9,8 @@ use cardcage_plugin_abi::abi_stable::{sabi_trait::TD_Opaque, std_types::*};
 use cardcage_plugin_abi::{MemTable, MemoryAbi, MemoryAbi_TO, MemoryObj, Region};
 
 const PAGE: usize = 4096;
+/// Enough for what rings hold. More would make the allocator write the zeroes itself, where the kernel has zero pages.
+const ALIGNMENT: usize = 16;
 
 pub(super) struct Ram {
     table: RArc<MemTable>,
@@ -18,7 +20,8 @@ pub(super) struct Ram {
 
 impl Ram {
     pub(super) fn new(len: usize) -> Arc<Self> {
-        let layout = Layout::from_size_align(len.max(PAGE), PAGE).expect("the size of test RAM fits the address space");
+        let layout = Layout::from_size_align(len.max(PAGE), ALIGNMENT);
+        let layout = layout.expect("the size of test RAM fits the address space");
         // SAFETY: the layout has a size that is not zero.
         let hva = unsafe { alloc_zeroed(layout) };
         if hva.is_null() {

@@ -239,21 +239,14 @@ impl TestVirtio {
         self.put(index, &available.to_le_bytes());
     }
 
-    /// Asks for an interrupt when the next element is used, as drivers do with EVENT_IDX after they have caught up.
-    pub fn want_interrupt(&mut self, queue: u16) {
-        if self.features & F_EVENT_IDX != 0 {
-            let ring = &self.queues[usize::from(queue)];
-            self.put(ring.avail + 4 + 2 * u64::from(ring.size), &ring.seen.to_le_bytes());
-        }
-    }
-
     /// Notifies the device of a queue, and delivers what follows.
     pub fn kick(&mut self, queue: u16) {
         self.device.device.virtio_notify(queue);
         self.device.run();
     }
 
-    /// Takes the new elements of the used ring, and frees their descriptors.
+    /// Takes the new elements of the used ring, and frees their descriptors. With EVENT_IDX, it asks for an interrupt when
+    /// more follow.
     pub fn used(&mut self, queue: u16) -> Vec<Used> {
         let mut found = Vec::new();
         let (at, size) = (self.queues[usize::from(queue)].used, self.queues[usize::from(queue)].size);
@@ -269,7 +262,16 @@ impl TestVirtio {
             ring.free.extend(ring.chains.remove(&head).unwrap_or_default());
             found.push(Used { head, len: number(len) });
         }
+        self.want_interrupt(queue);
         found
+    }
+
+    /// Asks for an interrupt when the next element is used, as drivers do that have caught up.
+    fn want_interrupt(&mut self, queue: u16) {
+        if self.features & F_EVENT_IDX != 0 {
+            let ring = &self.queues[usize::from(queue)];
+            self.put(ring.avail + 4 + 2 * u64::from(ring.size), &ring.seen.to_le_bytes());
+        }
     }
 
     /// What is now in the device-writable parts of a buffer.
