@@ -1,9 +1,10 @@
 //! A machine with its vCPUs and its run state, owned by one thread.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use cardcage_accel::VcpuState;
+use cardcage_accel::{Bus, VcpuState};
 use cardcage_qtest::Qtest;
 use serde_json::json;
 use tracing::{error, info};
@@ -38,6 +39,9 @@ impl Vm {
         let mut vm =
             Self { board, vcpus, config, state, control, requests, exit_status: None, boot_state: None, qtest: None };
         vm.boot_state = vm.board.boot(&vm.config)?;
+        if vm.has_nothing_to_start() && !vm.config.start_paused {
+            return Err(BoardError::NothingToBoot);
+        }
         vm.reset_vcpus()?;
         Ok(vm)
     }
@@ -54,6 +58,11 @@ impl Vm {
     pub(crate) fn config(&self) -> &MachineConfig {
         &self.config
     }
+    /// The machine as a vCPU sees it.
+    pub fn bus(&self) -> Arc<dyn Bus> {
+        self.board.spaces.clone()
+    }
+
     /// Serves the test that drives this machine.
     pub fn serve_qtest(&mut self, options: &QtestOptions) -> Result<(), String> {
         self.qtest = Some(options.start(&self.board)?);
@@ -84,6 +93,11 @@ impl Vm {
                 return status;
             }
         }
+    }
+
+    /// Whether the vCPUs would have nothing to run.
+    fn has_nothing_to_start(&self) -> bool {
+        self.boot_state.is_none() && self.vcpus.len() > 0
     }
 
     fn handle(&mut self, request: Request) {
@@ -168,12 +182,15 @@ impl Vm {
         }
     }
 
-    /// QMP `cont`; the error is QEMU's.
-    pub(crate) fn cont(&mut self) -> Result<(), &'static str> {
+    /// QMP `cont`.
+    pub(crate) fn cont(&mut self) -> Result<(), String> {
+        if self.has_nothing_to_start() {
+            return Err(BoardError::NothingToBoot.to_string());
+        }
         match self.state {
             RunState::Running => {}
             RunState::Shutdown | RunState::InternalError | RunState::GuestPanicked => {
-                return Err("Resetting the Virtual Machine is required");
+                return Err("Resetting the Virtual Machine is required".into());
             }
             RunState::Prelaunch | RunState::Paused => self.resume(),
         }
