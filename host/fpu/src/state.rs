@@ -302,3 +302,72 @@ fn u32_at(image: &[u8; 512], at: usize) -> u32 {
 fn u64_at(image: &[u8; 512], at: usize) -> u64 {
     u64::from(u32_at(image, at)) | u64::from(u32_at(image, at + 4)) << 32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> [u8; 512] {
+        let mut image: [u8; 512] = std::array::from_fn(|i| (i as u8).wrapping_mul(37));
+        image[..8].copy_from_slice(&[0x7f, 0x03, 0x00, 0x28, 0xf0, 0, 0x12, 0x01]);
+        image[24..32].copy_from_slice(&[0x80, 0x1f, 0, 0, 0xff, 0xff, 0, 0]);
+        for slot in image[32..160].chunks_exact_mut(16) {
+            slot[10..].fill(0);
+        }
+        image
+    }
+
+    #[test]
+    fn an_image_comes_back_as_it_was() {
+        assert_eq!(FpuState::from_image(&sample()).unwrap().to_image(), sample());
+    }
+
+    #[test]
+    fn reserved_bits_of_mxcsr_are_refused_and_change_nothing() {
+        let mut image = sample();
+        image[26] = 1;
+        let mut state = FpuState::new();
+        assert_eq!(state.fxrstor(&image, FxsaveLayout::Wide, 16), Err(Fault::GeneralProtection));
+        assert_eq!(state.set_mxcsr(0x1_1f80), Err(Fault::GeneralProtection));
+        assert!(state == FpuState::new());
+    }
+
+    #[test]
+    fn the_narrow_layout_has_short_pointers_and_legacy_mode_eight_registers() {
+        let state = FpuState::from_image(&sample()).unwrap();
+        let mut narrow = [0xee; 512];
+        assert_eq!(state.fxsave(&mut narrow, FxsaveLayout::Narrow, XMM_COUNT_LEGACY), 288);
+        assert_eq!((&narrow[8..12], &narrow[12..16]), (&sample()[8..12], &[0; 4][..]));
+        assert_eq!((&narrow[32..288], narrow[288]), (&sample()[32..288], 0xee));
+        let mut other = FpuState::new();
+        other.fxrstor(&narrow, FxsaveLayout::Narrow, XMM_COUNT_LEGACY).unwrap();
+        assert_eq!((other.xmm[7], other.xmm[8]), (state.xmm[7], [0; 2]));
+    }
+
+    #[test]
+    fn error_summary_follows_flags_and_masks_whatever_the_image_says() {
+        let mut image = sample();
+        image[2..4].copy_from_slice(&0x8080u16.to_le_bytes());
+        assert_eq!(FpuState::from_image(&image).unwrap().status_word(), 0);
+        (image[0], image[2], image[3]) = (0x7e, 1, 0);
+        let mut state = FpuState::from_image(&image).unwrap();
+        assert_eq!(state.status_word(), 0x8081);
+        assert!(state.math_fault_pending());
+        assert_eq!(state.enter_mmx(), Err(Fault::MathFault));
+    }
+
+    #[test]
+    fn mmx_registers_are_physical_ones() {
+        // TOP is 5: MM5 is ST(0).
+        let mut state = FpuState::from_image(&sample()).unwrap();
+        let before: Vec<u64> = (0..8).map(|i| state.mm(i)).collect();
+        assert_eq!(before[5], state.st(0).0);
+        state.enter_mmx().unwrap();
+        assert_eq!(before, (0..8).map(|i| state.st(i).0).collect::<Vec<_>>());
+        assert_eq!((state.status_word(), state.to_image()[4]), (0, 0xff));
+        state.set_mm(5, 42);
+        assert_eq!((state.mm(5), state.st(5)), (42, (42, 0xffff)));
+        state.emms().unwrap();
+        assert_eq!(state.to_image()[4], 0);
+    }
+}
