@@ -37,7 +37,7 @@ struct Config {
 struct Serial {
     config: Config,
     uart: Uart,
-    line: BackendLine,
+    backend: Backend,
     wires: Option<Wires>,
     received: u64,
 }
@@ -52,36 +52,41 @@ struct Wires {
     deadline: Option<u64>,
 }
 
-/// The character backend as the chip's line.
+/// The character backend, and what went to it.
 #[derive(Default)]
-struct BackendLine {
+struct Backend {
     chardev: Option<Chardev>,
-    now: u64,
     sent: u64,
 }
 
-impl Line for BackendLine {
+/// The chip's line during one call. The clock is read only if the chip asks for it: most accesses do not.
+struct HostLine<'a> {
+    backend: &'a mut Backend,
+    ctx: &'a Context,
+}
+
+impl Line for HostLine<'_> {
     fn transmit(&mut self, byte: u8) -> bool {
         // With nobody at the other end, bytes go out into the air.
-        let taken = self.chardev.as_ref().is_none_or(|c| c.write(&[byte]) == 1);
-        self.sent = self.sent.saturating_add(u64::from(taken));
+        let taken = self.backend.chardev.as_ref().is_none_or(|c| c.write(&[byte]) == 1);
+        self.backend.sent = self.backend.sent.saturating_add(u64::from(taken));
         taken
     }
     fn set_break(&mut self, on: bool) {
-        if let Some(chardev) = &self.chardev {
+        if let Some(chardev) = &self.backend.chardev {
             chardev.set_break(on);
         }
     }
     fn now(&self) -> u64 {
-        self.now
+        self.ctx.now(Clock::Virtual)
     }
 }
 
 impl Serial {
     /// Runs `f` on the chip and passes on what it did to its pins.
-    fn with_uart<R>(&mut self, ctx: &Context, f: impl FnOnce(&mut Uart, &mut BackendLine) -> R) -> R {
-        self.line.now = ctx.now(Clock::Virtual);
-        let result = f(&mut self.uart, &mut self.line);
+    #[inline]
+    fn with_uart<R>(&mut self, ctx: &Context, f: impl FnOnce(&mut Uart, &mut HostLine<'_>) -> R) -> R {
+        let result = f(&mut self.uart, &mut HostLine { backend: &mut self.backend, ctx });
         self.update_wires();
         result
     }
@@ -106,7 +111,7 @@ impl Serial {
 
     /// Lets the backend go on if the chip has room again.
     fn offer_room(&mut self) {
-        if let Some(chardev) = self.line.chardev.as_ref().filter(|_| self.uart.room() > 0) {
+        if let Some(chardev) = self.backend.chardev.as_ref().filter(|_| self.uart.room() > 0) {
             chardev.resume_input();
         }
     }
@@ -145,7 +150,7 @@ impl Device for Serial {
 
     fn new(config: Config, _: &Context) -> Result<Self> {
         let uart = Uart::new(config.baudbase);
-        Ok(Self { config, uart, line: BackendLine::default(), wires: None, received: 0 })
+        Ok(Self { config, uart, backend: Backend::default(), wires: None, received: 0 })
     }
 
     fn realize(&mut self, bus: &mut Bus, ctx: &Context) -> Result<()> {
@@ -153,7 +158,7 @@ impl Device for Serial {
         let irq = bus.isa_irq(irq)?;
         bus.acpi("PNP0501")?;
         if let Some(chardev) = &self.config.chardev {
-            self.line.chardev = Some(ctx.chardev(chardev, 0)?);
+            self.backend.chardev = Some(ctx.chardev(chardev, 0)?);
         }
         self.wires = Some(Wires { irq, timer: ctx.timer(0), high: false, deadline: None });
         Ok(())
@@ -244,7 +249,7 @@ impl Device for Serial {
             .field("interrupt", u.interrupt())
     }
     fn stats(&self) -> json::Object {
-        json::Object::new().field("sent-bytes", self.line.sent).field("received-bytes", self.received)
+        json::Object::new().field("sent-bytes", self.backend.sent).field("received-bytes", self.received)
     }
 }
 
