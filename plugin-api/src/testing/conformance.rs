@@ -257,3 +257,83 @@ fn check_damage(subject: &mut Subject, random: &mut TestRandom, seed: u64) {
     subject.device().set_running(true);
     subject.device().run();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{StateReader, StateWriter};
+    use crate::*;
+
+    /// A register of one byte, with a fault of the kind `FAULT`.
+    struct Register<const FAULT: u8>(u8);
+
+    const NONE: u8 = 0;
+    const PANICS: u8 = 1;
+    const FORGETS: u8 = 2;
+    const RESETS_LATE: u8 = 3;
+    const TRUSTS: u8 = 4;
+
+    impl<const FAULT: u8> Device for Register<FAULT> {
+        const INFO: DeviceInfo = DeviceInfo::new("register", BusKind::Isa, Category::Misc, "A register").migratable(1);
+        type Config = ();
+
+        fn new(_: (), _: &Context) -> Result<Self> {
+            Ok(Self(0))
+        }
+        fn realize(&mut self, bus: &mut Bus, _: &Context) -> Result<()> {
+            bus.pio(0x100, 1)?;
+            Ok(())
+        }
+        fn reset(&mut self, _: ResetKind, _: &Context) {
+            self.0 = if FAULT == RESETS_LATE { self.0 / 2 } else { 0 };
+        }
+        fn read(&mut self, _: Region, _: u64, _: u8, _: &Context) -> u64 {
+            u64::from([1u8; 101][usize::from(self.0)])
+        }
+        fn write(&mut self, _: Region, _: u64, _: u8, value: u64, _: &Context) {
+            assert!(FAULT != PANICS || value as u8 != 77, "77 is too much");
+            self.0 = value as u8 % 101;
+        }
+        fn save(&mut self, state: &mut StateWriter) -> Result<()> {
+            state.section("register", 1, |s| s.u8(self.0));
+            Ok(())
+        }
+        fn load(&mut self, state: &StateReader, _: &Context) -> Result<()> {
+            let value = state.section("register", 1)?.u8()?;
+            if value > 100 && FAULT != TRUSTS {
+                return Err(Error::new(format!("the saved value is {value}, allowed is 0..=100")));
+            }
+            self.0 = if FAULT == FORGETS { 0 } else { value };
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_sound_device_passes() {
+        check::<Register<NONE>>(TestHost::new, &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "77 is too much")]
+    fn a_device_that_panics_is_found() {
+        check::<Register<PANICS>>(TestHost::new, &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the state changed on the journey")]
+    fn a_device_that_forgets_is_found() {
+        check::<Register<FORGETS>>(TestHost::new, &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a second reset changed the state")]
+    fn a_reset_that_is_none_is_found() {
+        check::<Register<RESETS_LATE>>(TestHost::new, &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "after it had loaded a damaged state")]
+    fn a_device_that_trusts_what_it_loads_is_found() {
+        check::<Register<TRUSTS>>(TestHost::new, &[]);
+    }
+}
