@@ -15,9 +15,12 @@ mod native;
 mod operands;
 mod random;
 
+use std::collections::{BTreeMap, HashSet};
+
 use context::{BATCH, CODE_ADDRESS, CODE_SLOT, Context, DATA_LEN, Trouble};
 use generate::Case;
 use guest::Guest;
+use iced_x86::Code;
 use native::Native;
 use random::Random;
 
@@ -80,12 +83,24 @@ impl Sides {
         let (code, inputs) = (Batch::code(cases), Batch::inputs(cases));
         self.native.run(&code, &batch.data, &batch.read_only, &inputs)?;
         self.guest.run(&code, &batch.data, &batch.read_only, &inputs)?;
+        let first = self.compare(cases);
+        self.guest.run_again()?;
+        let second = self.compare(cases);
+        let both = |(first, second): (String, String)| match (first.is_empty(), second.is_empty()) {
+            (true, false) => format!("{second}  only the second time\n"),
+            _ => first,
+        };
+        Ok(first.into_iter().zip(second).map(both).collect())
+    }
+
+    /// What differs after a run, by case.
+    fn compare(&self, cases: &[Case]) -> Vec<String> {
         let compare = |(i, case)| {
             let (native, native_data) = self.native.output(i);
             let (guest, guest_data) = self.guest.output(i);
             compare::differences(case, (native, native_data), (&guest, &guest_data))
         };
-        Ok(cases.iter().enumerate().map(compare).collect())
+        cases.iter().enumerate().map(compare).collect()
     }
 
     /// What differs for one case, in the slot that it was made for.
@@ -117,6 +132,23 @@ impl Sides {
     }
 }
 
+/// What a run has covered.
+#[derive(Default)]
+struct Coverage {
+    /// Instruction forms that were carried out without an exception.
+    forms: HashSet<Code>,
+    /// Cases by the vector that ended them.
+    ends: BTreeMap<u64, usize>,
+}
+
+impl Coverage {
+    fn note(&mut self, case: &Case, end: &Context) {
+        *self.ends.entry(end.vector).or_default() += 1;
+        let all = case.units.iter().flat_map(|unit| &unit.instructions);
+        self.forms.extend(all.filter(|i| i.next_ip() <= end.rip).map(|i| i.code()));
+    }
+}
+
 #[test]
 fn the_interpreter_agrees_with_this_processor() {
     let cases = setting("CARDCAGE_ORACLE_CASES").map_or(DEFAULT_CASES, |cases| cases as usize);
@@ -127,6 +159,7 @@ fn the_interpreter_agrees_with_this_processor() {
     let mut sides = Sides { native: Native::new(), guest: Guest::new() };
     let mut reports = vec![];
     let mut done = 0;
+    let mut coverage = Coverage::default();
     while done < cases && reports.len() < failures_wanted {
         let batch = Batch::new(&mut random, BATCH.min(cases - done));
         let differences = match sides.run(&batch, &batch.cases) {
@@ -136,6 +169,9 @@ fn the_interpreter_agrees_with_this_processor() {
                 panic!("case {}: {}\n{}", done + trouble.case, trouble.what, case.unwrap_or_default());
             }
         };
+        for (index, case) in batch.cases.iter().enumerate() {
+            coverage.note(case, sides.native.output(index).0);
+        }
         for (index, difference) in differences.into_iter().enumerate() {
             if !difference.is_empty() && reports.len() < failures_wanted {
                 reports.push(format!("case {}:\n{}", done + index, sides.report(&batch, index, difference)));
@@ -143,6 +179,8 @@ fn the_interpreter_agrees_with_this_processor() {
         }
         done += batch.cases.len();
     }
+    let (reached, all) = (coverage.forms.len(), forms::forms().len());
+    eprintln!("{done} cases, {reached} of {all} instruction forms carried out, ends by vector: {:?}", coverage.ends);
     assert!(
         reports.is_empty(),
         "{} of {done} cases with CARDCAGE_ORACLE_SEED={seed:#x} differ\n{}",
