@@ -19,7 +19,6 @@
 //!
 //! # Hosts
 //! x86-64 only: floating point and locked instructions are carried out by the host's own.
-#![cfg_attr(not(target_arch = "x86_64"), allow(unused))]
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("cardcage-cpu runs on x86-64 hosts only: it uses the host's SSE, x87 and locked instructions");
