@@ -197,8 +197,7 @@ fn rand_seed() -> u64 {
 
 #[test]
 fn all_instruction_groups_take_part() {
-    let names: std::collections::HashSet<String> =
-        forms::forms().iter().map(|code| format!("{:?}", code.mnemonic())).collect();
+    let names: HashSet<String> = forms::forms().iter().map(|code| format!("{:?}", code.mnemonic())).collect();
     for name in [
         "Add",
         "Imul",
