@@ -232,6 +232,24 @@ impl Cpu {
         if p.is_null() { self.load_slowly(op, a, SZ) } else { Some(peek::<SZ>(p)) }
     }
 
+    /// Loads `SZ` bytes if the TLB has the page.
+    #[inline(always)]
+    pub(crate) fn load_fast<const SZ: usize>(&self, a: u64) -> Option<u64> {
+        let p = self.tlb.host::<SZ, false>(a);
+        if p.is_null() { None } else { Some(peek::<SZ>(p)) }
+    }
+
+    /// Stores `SZ` bytes if the TLB has the page.
+    #[inline(always)]
+    pub(crate) fn store_fast<const SZ: usize>(&mut self, a: u64, v: u64) -> bool {
+        let p = self.tlb.host::<SZ, true>(a);
+        if p.is_null() {
+            return false;
+        }
+        poke::<SZ>(p, v);
+        true
+    }
+
     /// Stores `SZ` bytes at linear address `a`. False: a fault is noted.
     #[inline(always)]
     pub(crate) fn store<const SZ: usize>(&mut self, op: &Op, a: u64, v: u64) -> bool {

@@ -1,6 +1,6 @@
 //! Arithmetic and logic in their five operand forms.
 
-use super::{by_size, check, get};
+use super::{by_size, check, fast, get};
 use crate::op::{Handler, Op, Ret, next};
 use crate::state::{Cpu, mask};
 
@@ -112,6 +112,18 @@ extern "C" fn ri<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &
 }
 
 extern "C" fn rm<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &Op) -> Ret {
+    let y = fast!(c.load_fast::<SZ>(c.ea(o)), rm_slowly::<K, SZ, FL>(c, o));
+    let v = alu::<K, SZ, FL>(c, c.get::<SZ>(o.a), y);
+    if !compares(K) {
+        c.set::<SZ>(o.a, v);
+    }
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn rm_slowly<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &Op) -> Ret {
     let y = get!(c.load::<SZ>(o, c.ea(o)));
     let v = alu::<K, SZ, FL>(c, c.get::<SZ>(o.a), y);
     if !compares(K) {
@@ -314,6 +326,16 @@ pub(crate) fn pick_mul(size: usize, memory: bool, signed: bool) -> Handler {
 
 /// Stores a register or an immediate: MOV to memory.
 pub(crate) extern "C" fn store_reg<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
+    if !c.store_fast::<SZ>(c.ea(o), c.get::<SZ>(o.a)) {
+        return store_reg_slowly::<SZ>(c, o);
+    }
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn store_reg_slowly<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
     check!(c.store::<SZ>(o, c.ea(o), c.get::<SZ>(o.a)));
     next(c, o)
 }

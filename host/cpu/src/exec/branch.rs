@@ -1,6 +1,6 @@
 //! Near jumps, calls and returns in 64-bit mode; direct jumps in all modes.
 
-use super::{by_cc, check, get};
+use super::{by_cc, check, fast, get};
 use crate::fault::Fault;
 use crate::memory::is_canonical;
 use crate::op::{Handler, Op, Ret, follow, jump, next};
@@ -53,6 +53,18 @@ pub(crate) fn pick_jcc(cc: u8) -> Handler {
 /// CALL to a known target; `imm` is the return address.
 pub(crate) extern "C" fn call(c: &mut Cpu, o: &Op) -> Ret {
     let sp = c.regs[RSP].wrapping_sub(8);
+    if !c.store_fast::<8>(sp, o.imm) {
+        return call_slowly(c, o);
+    }
+    c.regs[RSP] = sp;
+    follow(c, o, 0)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn call_slowly(c: &mut Cpu, o: &Op) -> Ret {
+    let sp = c.regs[RSP].wrapping_sub(8);
     check!(c.store::<8>(o, sp, o.imm));
     c.regs[RSP] = sp;
     follow(c, o, 0)
@@ -94,6 +106,19 @@ pub(crate) extern "C" fn jmp_m(c: &mut Cpu, o: &Op) -> Ret {
 
 /// RET; `imm` is what is dropped from the stack beyond the return address.
 pub(crate) extern "C" fn ret(c: &mut Cpu, o: &Op) -> Ret {
+    let sp = c.regs[RSP];
+    let target = fast!(c.load_fast::<8>(sp), ret_slowly(c, o));
+    if !is_canonical(target) {
+        return ret_slowly(c, o);
+    }
+    c.regs[RSP] = sp.wrapping_add(8).wrapping_add(o.imm);
+    jump(c, target, o.n)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn ret_slowly(c: &mut Cpu, o: &Op) -> Ret {
     let sp = c.regs[RSP];
     let target = get!(c.load::<8>(o, sp));
     check!(check_target(c, o, target));

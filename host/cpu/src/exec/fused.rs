@@ -1,6 +1,6 @@
 //! CMP and TEST together with the conditional jump that follows: one operation instead of two.
 
-use super::{by_cc, by_size, get};
+use super::{by_cc, by_size, fast, get};
 use crate::flags::{compare, logical};
 use crate::op::{Handler, Op, Ret, follow};
 use crate::state::Cpu;
@@ -29,6 +29,14 @@ extern "C" fn ri<const CC: u8, const TEST: bool, const SZ: usize>(c: &mut Cpu, o
 }
 
 extern "C" fn mi<const CC: u8, const TEST: bool, const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
+    let x = fast!(c.load_fast::<SZ>(c.ea(o)), mi_slowly::<CC, TEST, SZ>(c, o));
+    branch::<CC, TEST, SZ>(c, o, x, o.imm)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn mi_slowly<const CC: u8, const TEST: bool, const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
     let x = get!(c.load::<SZ>(o, c.ea(o)));
     branch::<CC, TEST, SZ>(c, o, x, o.imm)
 }

@@ -29,6 +29,16 @@ macro_rules! check {
         }
     };
 }
+/// The value of an `Option`, or carry on with the handler for what the TLB does not have. As the last thing that a
+/// handler does, that call costs the usual path nothing: no register has to be saved for it.
+macro_rules! fast {
+    ($e:expr, $slowly:expr) => {
+        match $e {
+            Some(v) => v,
+            None => return $slowly,
+        }
+    };
+}
 /// Chooses an instance by operand size.
 macro_rules! by_size {
     ($size:expr, $f:ident [$($p:expr),* ; $($q:expr),*]) => {
@@ -51,4 +61,4 @@ macro_rules! by_cc {
         }
     };
 }
-pub(crate) use {by_cc, by_size, check, get};
+pub(crate) use {by_cc, by_size, check, fast, get};

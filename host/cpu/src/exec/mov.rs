@@ -1,7 +1,7 @@
 //! Data movement: MOV, MOVZX, MOVSX, LEA, PUSH, POP, XCHG, SETcc, CMOVcc, sign extensions of RAX.
 
 use super::alu::{Form, store_reg};
-use super::{by_cc, by_size, check, get};
+use super::{by_cc, by_size, check, fast, get};
 use crate::op::{Handler, Op, Ret, next};
 use crate::state::{Cpu, RAX, RDX, RSP, mask, sign_extend};
 
@@ -16,24 +16,62 @@ extern "C" fn mov_ri<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
 }
 
 extern "C" fn mov_rm<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
+    let v = fast!(c.load_fast::<SZ>(c.ea(o)), mov_rm_slowly::<SZ>(c, o));
+    c.set::<SZ>(o.a, v);
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn mov_rm_slowly<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
     let v = get!(c.load::<SZ>(o, c.ea(o)));
     c.set::<SZ>(o.a, v);
     next(c, o)
 }
 
 extern "C" fn mov_mi<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
+    if !c.store_fast::<SZ>(c.ea(o), o.imm) {
+        return mov_mi_slowly::<SZ>(c, o);
+    }
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn mov_mi_slowly<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
     check!(c.store::<SZ>(o, c.ea(o), o.imm));
     next(c, o)
 }
 
 /// A load with a base register only: the commonest shape.
 extern "C" fn mov_rm_base<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
+    let v = fast!(c.load_fast::<SZ>(c.reg(o.base).wrapping_add(o.disp as i64 as u64)), mov_rm_base_slowly::<SZ>(c, o));
+    c.set::<SZ>(o.a, v);
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn mov_rm_base_slowly<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
     let v = get!(c.load::<SZ>(o, c.reg(o.base).wrapping_add(o.disp as i64 as u64)));
     c.set::<SZ>(o.a, v);
     next(c, o)
 }
 
 extern "C" fn mov_mr_base<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
+    if !c.store_fast::<SZ>(c.reg(o.base).wrapping_add(o.disp as i64 as u64), c.get::<SZ>(o.a)) {
+        return mov_mr_base_slowly::<SZ>(c, o);
+    }
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn mov_mr_base_slowly<const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
     check!(c.store::<SZ>(o, c.reg(o.base).wrapping_add(o.disp as i64 as u64), c.get::<SZ>(o.a)));
     next(c, o)
 }
@@ -53,6 +91,22 @@ pub(crate) fn pick_mov(size: usize, form: Form, simple: bool) -> Handler {
 
 /// MOVZX, MOVSX, MOVSXD: `S` bytes to `D` bytes.
 extern "C" fn extend<const S: usize, const SIGNED: bool, const MEM: bool, const D: usize>(c: &mut Cpu, o: &Op) -> Ret {
+    let v = if MEM {
+        fast!(c.load_fast::<S>(c.ea(o)), extend_slowly::<S, SIGNED, MEM, D>(c, o))
+    } else {
+        c.get::<S>(o.b) & mask(S)
+    };
+    c.set::<D>(o.a, if SIGNED { sign_extend(v, S) } else { v });
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn extend_slowly<const S: usize, const SIGNED: bool, const MEM: bool, const D: usize>(
+    c: &mut Cpu,
+    o: &Op,
+) -> Ret {
     let v = if MEM { get!(c.load::<S>(o, c.ea(o))) } else { c.get::<S>(o.b) & mask(S) };
     c.set::<D>(o.a, if SIGNED { sign_extend(v, S) } else { v });
     next(c, o)
@@ -100,6 +154,18 @@ pub(crate) fn pick_lea(size: usize) -> Handler {
 /// PUSH of a register in 64-bit mode.
 pub(crate) extern "C" fn push_r(c: &mut Cpu, o: &Op) -> Ret {
     let sp = c.regs[RSP].wrapping_sub(8);
+    if !c.store_fast::<8>(sp, c.reg(o.a)) {
+        return push_r_slowly(c, o);
+    }
+    c.regs[RSP] = sp;
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn push_r_slowly(c: &mut Cpu, o: &Op) -> Ret {
+    let sp = c.regs[RSP].wrapping_sub(8);
     check!(c.store::<8>(o, sp, c.reg(o.a)));
     c.regs[RSP] = sp;
     next(c, o)
@@ -113,6 +179,17 @@ pub(crate) extern "C" fn push_i(c: &mut Cpu, o: &Op) -> Ret {
 }
 
 pub(crate) extern "C" fn pop_r(c: &mut Cpu, o: &Op) -> Ret {
+    let sp = c.regs[RSP];
+    let v = fast!(c.load_fast::<8>(sp), pop_r_slowly(c, o));
+    c.regs[RSP] = sp.wrapping_add(8);
+    *c.reg_mut(o.a) = v;
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn pop_r_slowly(c: &mut Cpu, o: &Op) -> Ret {
     let sp = c.regs[RSP];
     let v = get!(c.load::<8>(o, sp));
     c.regs[RSP] = sp.wrapping_add(8);
