@@ -81,6 +81,11 @@ pub struct VcpuState {
     pub dr: [u64; 6],
     /// The 512 bytes that FXSAVE64 stores (SDM volume 1, section 10.5.1).
     pub fxsave: [u8; 512],
+    /// XCR0; 1 on processors without XSAVE.
+    pub xcr0: u64,
+    /// What XSAVE stores after those 512 bytes, in standard format: the header and the extended components. Empty if
+    /// all of them are in their initial state (SDM volume 1, section 13.4).
+    pub xsave: Vec<u8>,
     /// Model-specific registers by number, ascending; those that have a field of their own are left out.
     pub msrs: Vec<(u32, u64)>,
     /// IA32_APIC_BASE.
@@ -121,6 +126,8 @@ impl Default for VcpuState {
             efer: 0,
             dr: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
             fxsave,
+            xcr0: 1,
+            xsave: Vec::new(),
             msrs: Vec::new(),
             apic_base: 0xfee0_0900,
             apic: Vec::new(),

@@ -168,6 +168,9 @@ impl Cpu {
         if (s.efer & efer::LMA != 0) != (paging && s.efer & efer::LME != 0) {
             return Err(refuse(format!("EFER {:#x} does not fit CR0 {:#x}", s.efer, s.cr0)));
         }
+        if s.xcr0 != 1 || !s.xsave.is_empty() {
+            return Err(refuse(format!("XCR0 is {:#x}, and this processor has no XSAVE", s.xcr0)));
+        }
         if let Some((msr, _)) = s.msrs.iter().find(|(msr, _)| !SAVED.contains(msr)) {
             return Err(refuse(format!("there is no MSR {msr:#x}")));
         }
@@ -215,6 +218,8 @@ impl Cpu {
             efer: self.efer,
             dr: self.dr,
             fxsave: self.fpu.to_image(),
+            xcr0: 1,
+            xsave: Vec::new(),
             msrs,
             apic_base: self.apic_base,
             apic: self.apic.save(),
