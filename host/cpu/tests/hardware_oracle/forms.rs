@@ -56,8 +56,6 @@ fn is_usable(code: Code) -> bool {
             | M::Iret
             | M::Iretd
             | M::Iretq
-            | M::Int
-            | M::Int1
             | M::Into
             | M::Sgdt
             | M::Sidt
@@ -74,11 +72,7 @@ fn is_usable(code: Code) -> bool {
             | M::Lds
             | M::Les
             | M::Retf
-            | M::Popf
-            | M::Popfd
-            | M::Popfq
             | M::Umonitor
-            | M::Hlt
             | M::Rsm
             | M::Loadall
             | M::Xbegin
