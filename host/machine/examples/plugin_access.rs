@@ -47,7 +47,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if bus.port_read(PORT, 1) != 0x5a {
         return Err("the scratch register of the serial port does not keep its value".into());
     }
-    println!("read: {:.1} ns", median(|| drop(black_box(bus.port_read(PORT, 1)))));
+    println!(
+        "read: {:.1} ns",
+        median(|| {
+            black_box(bus.port_read(PORT, 1));
+        })
+    );
     println!("write: {:.1} ns", median(|| bus.port_write(PORT, 1, black_box(0x5a))));
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::accelerator::Accelerator;
 use crate::config::MachineConfig;
 use crate::control::{Cause, Control, Request};
 use crate::device::{DeviceError, DeviceOptions, DeviceTable};
+use crate::kvm::KernelChips;
 use crate::layout;
 use crate::lines::Lines;
 use crate::processors;
@@ -85,6 +86,7 @@ pub(crate) struct Board {
     pub(crate) services: Arc<Services>,
     pub(crate) devices: DeviceTable,
     pub(crate) irqchip: Option<Arc<Irqchip>>,
+    kernel: Option<KernelChips>,
     pub(crate) spaces: Arc<Spaces>,
     event_loop: EventLoop,
     config_ports: Arc<ConfigPorts>,
@@ -145,7 +147,8 @@ impl Board {
         let Pci { bus, config_ports, pm } = wire_pci(&services, &lines, &spaces)?;
         let both = [spaces.ports.clone(), spaces.memory.clone()];
         let devices = DeviceTable::new(services.clone(), config.registry.clone(), lines, bus, both);
-        let mut board = Self { services, devices, irqchip: made.irqchip, spaces, event_loop, config_ports, pm };
+        let (irqchip, kernel) = (made.irqchip, made.kernel);
+        let mut board = Self { services, devices, irqchip, kernel, spaces, event_loop, config_ports, pm };
         for options in &config.devices {
             board.add_device(options)?;
         }
@@ -173,12 +176,18 @@ impl Board {
         if let Some(irqchip) = &self.irqchip {
             irqchip.reset();
         }
+        if let Some(kernel) = &self.kernel {
+            kernel.reset();
+        }
         self.devices.reset();
     }
 
     /// Time and devices go on.
     pub(crate) fn resume(&self) {
         self.devices.run_state(true);
+        if let Some(kernel) = &self.kernel {
+            kernel.resume(&self.services.clock);
+        }
         self.services.clock.resume();
         self.event_loop.resume();
         self.services.set_running(true);

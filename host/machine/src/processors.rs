@@ -11,6 +11,7 @@ use cardcage_memory::GuestRam;
 use crate::accelerator::Accelerator;
 use crate::board::{BoardError, Spaces};
 use crate::config::MachineConfig;
+use crate::kvm::KernelChips;
 
 /// The default model of the software CPU.
 const SOFT_MODEL: &str = "cardcage-v1";
@@ -20,6 +21,8 @@ pub(crate) struct Processors {
     pub(crate) controller: Arc<dyn InterruptController>,
     /// This program's own controllers, if the accelerator has none.
     pub(crate) irqchip: Option<Arc<Irqchip>>,
+    /// The kernel's, if it has.
+    pub(crate) kernel: Option<KernelChips>,
 }
 
 pub(crate) fn make(
@@ -29,11 +32,11 @@ pub(crate) fn make(
     spaces: &Arc<Spaces>,
 ) -> Result<Processors, BoardError> {
     match config.accelerator {
-        Accelerator::Kvm => crate::kvm::make(config, ram, clock, spaces),
+        Accelerator::Kvm => crate::kvm::make(config, ram, spaces),
         Accelerator::Soft => soft(config, ram, clock, spaces),
         Accelerator::Qtest => {
             let irqchip = own_irqchip(config, clock, spaces)?;
-            Ok(Processors { vcpus: Vec::new(), controller: irqchip.clone(), irqchip: Some(irqchip) })
+            Ok(Processors { vcpus: Vec::new(), controller: irqchip.clone(), irqchip: Some(irqchip), kernel: None })
         }
     }
 }
@@ -64,7 +67,7 @@ fn soft(
         let cpu = SoftCpu::new(index, ram.clone(), spaces.clone(), lapic, signal, Arc::new(clock.clone()), &model);
         vcpus.push(Box::new(cpu));
     }
-    Ok(Processors { vcpus, controller: irqchip.clone(), irqchip: Some(irqchip) })
+    Ok(Processors { vcpus, controller: irqchip.clone(), irqchip: Some(irqchip), kernel: None })
 }
 
 /// `MODEL[,+FEATURE][,-FEATURE][,FEATURE=on|off]`, as QEMU's `-cpu`.

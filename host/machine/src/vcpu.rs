@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 
 use cardcage_accel::{Exit, Vcpu, VcpuError, VcpuSignal, VcpuState};
 
+use crate::accelerator::Accelerator;
 use crate::control::{Cause, Control, Request};
 
 /// Plugins run on these threads too, so they get more than a vCPU alone would need.
@@ -46,16 +47,17 @@ pub(crate) struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each vCPU; they are parked at first.
-    pub(crate) fn new(vcpus: Vec<Box<dyn Vcpu>>, control: &Control) -> std::io::Result<Self> {
+    /// Starts a thread for each vCPU, named after what runs it; they are parked at first.
+    pub(crate) fn new(vcpus: Vec<Box<dyn Vcpu>>, accelerator: Accelerator, control: &Control) -> std::io::Result<Self> {
         let gate = Mutex::new(Gate { open: false, parked: 0, quit: false, openings: 0 });
         let shared = Arc::new(Shared { gate, changed: Condvar::new(), control: control.clone() });
         let mut all = Self { shared, vcpus: Vec::new(), threads: Vec::new() };
+        let suffix = accelerator.to_string().to_uppercase();
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let signal = vcpu.signal();
             let vcpu: SharedVcpu = Arc::new(Mutex::new(vcpu));
             let (shared, own) = (all.shared.clone(), vcpu.clone());
-            let builder = std::thread::Builder::new().name(format!("CPU {index}/SOFT")).stack_size(STACK);
+            let builder = std::thread::Builder::new().name(format!("CPU {index}/{suffix}")).stack_size(STACK);
             all.threads.push(builder.spawn(move || run(&shared, &own))?);
             all.vcpus.push((vcpu, signal));
         }

@@ -34,7 +34,7 @@ impl Vm {
     pub fn build(config: MachineConfig) -> Result<Self, BoardError> {
         let (control, requests) = Control::new();
         let (board, vcpus) = Board::build(&config, &control)?;
-        let vcpus = Vcpus::new(vcpus, &control).map_err(BoardError::Thread)?;
+        let vcpus = Vcpus::new(vcpus, config.accelerator, &control).map_err(BoardError::Thread)?;
         let state = RunState::Prelaunch;
         let mut vm =
             Self { board, vcpus, config, state, control, requests, exit_status: None, boot_state: None, qtest: None };

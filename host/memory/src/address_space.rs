@@ -72,22 +72,16 @@ impl AddressSpace {
         Self::default()
     }
 
+    /// Whether `start..start + len` is free now.
+    pub fn check(&self, start: u64, len: u64) -> Result<(), MapError> {
+        place(&self.map.load(), start, len).map(|_| ())
+    }
+
     /// Puts `handler` at `start..start + len`. `owner` names it in error texts and listings.
     pub fn map(&self, start: u64, len: u64, owner: &str, handler: Arc<dyn IoHandler>) -> Result<(), MapError> {
-        let last = start.checked_add(len.wrapping_sub(1)).filter(|_| len != 0).ok_or(MapError::Invalid { start, len })?;
         let _guard = self.change.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut entries = Vec::clone(&self.map.load());
-        let at = entries.partition_point(|e| e.start < start);
-        let before = at.checked_sub(1).and_then(|i| entries.get(i)).filter(|e| e.last >= start);
-        if let Some(other) = before.or_else(|| entries.get(at).filter(|e| e.start <= last)) {
-            return Err(MapError::Taken {
-                start,
-                last,
-                owner: other.owner.to_string(),
-                owner_start: other.start,
-                owner_last: other.last,
-            });
-        }
+        let (at, last) = place(&entries, start, len)?;
         entries.insert(at, Entry { start, last, owner: owner.into(), handler });
         self.map.store(Arc::new(entries));
         Ok(())
@@ -125,6 +119,23 @@ impl AddressSpace {
     /// All ranges: first address, last address, owner.
     pub fn ranges(&self) -> Vec<(u64, u64, String)> {
         self.map.load().iter().map(|e| (e.start, e.last, e.owner.to_string())).collect()
+    }
+}
+
+/// Where a range goes in the sorted list, and its last address.
+fn place(entries: &[Entry], start: u64, len: u64) -> Result<(usize, u64), MapError> {
+    let last = start.checked_add(len.wrapping_sub(1)).filter(|_| len != 0).ok_or(MapError::Invalid { start, len })?;
+    let at = entries.partition_point(|e| e.start < start);
+    let before = at.checked_sub(1).and_then(|i| entries.get(i)).filter(|e| e.last >= start);
+    match before.or_else(|| entries.get(at).filter(|e| e.start <= last)) {
+        None => Ok((at, last)),
+        Some(other) => Err(MapError::Taken {
+            start,
+            last,
+            owner: other.owner.to_string(),
+            owner_start: other.start,
+            owner_last: other.last,
+        }),
     }
 }
 

@@ -24,7 +24,9 @@ pub enum RamError {
         source: rustix::io::Errno,
     },
     /// Regions are empty, unaligned, unsorted or overlap.
-    #[error("guest memory region at {start:#x} of {len:#x} bytes is empty, not page aligned, or overlaps the one before")]
+    #[error(
+        "guest memory region at {start:#x} of {len:#x} bytes is empty, not page aligned, or overlaps the one before"
+    )]
     Layout {
         /// Guest-physical start of the region at fault.
         start: u64,
@@ -129,7 +131,14 @@ impl GuestRam {
             let prot = ProtFlags::READ | ProtFlags::WRITE;
             // SAFETY: a fresh mapping at an address of the kernel's choice.
             let hva = unsafe {
-                mmap(std::ptr::null_mut(), len as usize, prot, MapFlags::SHARED | MapFlags::NORESERVE, &ram.fd, file_offset)
+                mmap(
+                    std::ptr::null_mut(),
+                    len as usize,
+                    prot,
+                    MapFlags::SHARED | MapFlags::NORESERVE,
+                    &ram.fd,
+                    file_offset,
+                )
             }
             .map_err(failed)?;
             let words = (len >> PAGE_SHIFT).div_ceil(64) as usize;

@@ -9,6 +9,7 @@ mod slot;
 mod table;
 mod virtio;
 
+pub(crate) use plan::AcpiDevice;
 pub(crate) use slot::{RegionHandler, Slot};
-pub(crate) use table::{AcpiDevice, DeviceTable};
+pub(crate) use table::DeviceTable;
 pub use table::{DeviceError, DeviceOptions};

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cardcage_memory::AddressSpace;
 use cardcage_pci::{BarKind, Identity, Intx, Msix, MsixLayout};
 use cardcage_plugin_abi as abi;
 use cardcage_plugin_abi::abi_stable::{sabi_trait::TD_Opaque, std_types::*};
@@ -31,13 +32,38 @@ pub(crate) struct BarPlan {
 pub(crate) struct Plan {
     pub(crate) ports: Vec<Range>,
     pub(crate) memory: Vec<Range>,
-    pub(crate) isa_irqs: Vec<u8>,
+    irqs: Vec<u8>,
     pub(crate) identity: Option<Identity>,
     pub(crate) bars: Vec<BarPlan>,
     pub(crate) intx: Option<Arc<Intx>>,
     pub(crate) msix: Option<Arc<Msix>>,
-    pub(crate) acpi: Vec<serde_json::Value>,
+    pub(crate) acpi: Vec<AcpiDevice>,
     regions: u32,
+    /// How many ports, addresses and interrupts belong to ACPI nodes already.
+    told: [usize; 3],
+}
+
+impl Plan {
+    /// Makes an ACPI node of everything that was registered since the last one.
+    fn add_node(&mut self, hid: String) {
+        let [ports, memory, irqs] = self.told;
+        self.told = [self.ports.len(), self.memory.len(), self.irqs.len()];
+        self.acpi.push(AcpiDevice {
+            hid,
+            ports: self.ports.iter().skip(ports).map(|r| (r.start as u16, r.len as u16)).collect(),
+            memory: self.memory.iter().skip(memory).map(|r| (r.start, r.len)).collect(),
+            irqs: self.irqs.iter().skip(irqs).map(|&n| u32::from(n)).collect(),
+        });
+    }
+}
+
+/// A node for the ACPI namespace: what a device said, and the resources that it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AcpiDevice {
+    pub(crate) hid: String,
+    pub(crate) ports: Vec<(u16, u16)>,
+    pub(crate) memory: Vec<(u64, u64)>,
+    pub(crate) irqs: Vec<u32>,
 }
 
 /// The bus as the device sees it.
@@ -45,6 +71,8 @@ pub(crate) struct Planner {
     bus: Bus,
     kind: String,
     lines: Arc<Lines>,
+    ports: Arc<AddressSpace>,
+    memory: Arc<AddressSpace>,
     plan: Arc<Mutex<Plan>>,
 }
 
@@ -54,9 +82,15 @@ fn refuse<T>(text: String) -> abi::AbiResult<T> {
 
 impl Planner {
     /// The object to hand to the device, and where its wishes are collected.
-    pub(crate) fn start(bus: Bus, kind: &str, lines: &Arc<Lines>) -> (abi::BusObj, Arc<Mutex<Plan>>) {
+    pub(crate) fn start(
+        bus: Bus,
+        kind: &str,
+        lines: &Arc<Lines>,
+        [ports, memory]: [&Arc<AddressSpace>; 2],
+    ) -> (abi::BusObj, Arc<Mutex<Plan>>) {
         let plan = Arc::<Mutex<Plan>>::default();
-        let planner = Self { bus, kind: kind.into(), lines: lines.clone(), plan: plan.clone() };
+        let (lines, ports, memory) = (lines.clone(), ports.clone(), memory.clone());
+        let planner = Self { bus, kind: kind.into(), lines, ports, memory, plan: plan.clone() };
         (abi::BusAbi_TO::from_value(planner, TD_Opaque), plan)
     }
 
@@ -82,14 +116,18 @@ impl Planner {
 
 impl abi::BusAbi for Planner {
     fn mmio(&mut self, start: u64, len: u64) -> abi::AbiResult<u32> {
+        let free = self.memory.check(start, len);
         self.add(Bus::System, "fixed addresses", |plan, region| {
+            free.map_err(|e| e.to_string())?;
             plan.memory.push(Range { region, start, len });
             Ok(())
         })
     }
 
     fn pio(&mut self, port: u16, len: u16) -> abi::AbiResult<u32> {
+        let free = self.ports.check(port.into(), len.into());
         self.add(Bus::Isa, "fixed ports", |plan, region| {
+            free.map_err(|e| e.to_string())?;
             if u32::from(port) + u32::from(len) > 0x1_0000 {
                 return Err(format!("ports {port:#x} + {len} go beyond 0xffff"));
             }
@@ -136,7 +174,7 @@ impl abi::BusAbi for Planner {
             }
             Bus::Isa | Bus::System if line < 16 && line != 2 => {
                 let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-                plan.isa_irqs.push(line as u8);
+                plan.irqs.push(line as u8);
                 ROk(abi::IrqAbi_TO::from_ptr(RArc::new(IsaLine(self.lines.line(line))), TD_Opaque))
             }
             Bus::Isa | Bus::System => refuse(format!("there is no interrupt {line}: use 0, 1 or 3 to 15")),
@@ -161,13 +199,15 @@ impl abi::BusAbi for Planner {
     }
 
     fn acpi(&mut self, json: RStr<'_>) -> abi::AbiResult<()> {
-        match serde_json::from_str(&json) {
-            Ok(value) => {
-                self.plan.lock().unwrap_or_else(PoisonError::into_inner).acpi.push(value);
-                ROk(())
-            }
-            Err(e) => refuse(format!("the ACPI attributes are not understood: {e}")),
-        }
+        let attributes: serde_json::Value = match serde_json::from_str(&json) {
+            Ok(value) => value,
+            Err(e) => return refuse(format!("the ACPI attributes are not understood: {e}")),
+        };
+        let Some(hid) = attributes.get("hid").and_then(|v| v.as_str()) else {
+            return refuse("the ACPI attributes have no hardware ID 'hid'".into());
+        };
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner).add_node(hid.into());
+        ROk(())
     }
 }
 

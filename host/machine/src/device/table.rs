@@ -11,7 +11,7 @@ use cardcage_virtio::{Core, mmio, pci as virtio_pci};
 use serde_json::{Value, json};
 
 use super::host::DeviceHost;
-use super::plan::{Plan, Planner, Range};
+use super::plan::{AcpiDevice, Plan, Planner, Range};
 use super::virtio::Adapter;
 use super::{RegionHandler, Slot};
 use crate::layout;
@@ -86,17 +86,21 @@ impl DeviceError {
         match self {
             Self::UnknownKind { nearest, .. } => nearest.as_ref().map(|n| format!("did you mean '{n}'?")),
             Self::Property(e) => e.hint(),
+            Self::DuplicateId(_) => Some("each device has an id of its own".into()),
+            Self::NoBus(_) => Some("the buses are pci.0, isa.0 and main-system-bus".into()),
             _ => None,
         }
     }
-}
 
-/// A node for the ACPI namespace: what a device said, and the resources that it has.
-pub(crate) struct AcpiDevice {
-    pub(crate) hid: String,
-    pub(crate) ports: Vec<(u16, u16)>,
-    pub(crate) memory: Vec<(u64, u64)>,
-    pub(crate) irqs: Vec<u32>,
+    /// Whether the user asks for what cannot be, whatever the machine is.
+    pub fn is_usage(&self) -> bool {
+        !matches!(self, Self::Refused { .. } | Self::Map { .. } | Self::Pci(_))
+    }
+
+    /// Whether the text says which device is meant.
+    pub fn names_device(&self) -> bool {
+        !matches!(self, Self::DuplicateId(_) | Self::NoBus(_))
+    }
 }
 
 /// Where a device is.
@@ -179,7 +183,7 @@ impl DeviceTable {
             properties.device.iter().map(|(n, v)| abi::Prop { name: n.as_str().into(), value: v.as_str().into() });
         let host = DeviceHost::object(&self.services, slot);
         let object = (kind.class().create())(host, given.collect()).into_result().map_err(|e| refused(e.message))?;
-        let (bus, plan) = Planner::start(kind.bus(), kind.name(), &self.lines);
+        let (bus, plan) = Planner::start(kind.bus(), kind.name(), &self.lines, [&self.ports, &self.memory]);
         slot.fill(object);
         let realized = slot.call(|d| d.realize(bus)).unwrap_or(ROk(()));
         realized.into_result().map_err(|e| refused(e.message))?;
@@ -347,17 +351,7 @@ fn describe(d: &Entry) -> Value {
 
 fn acpi_of(place: &Place) -> Vec<AcpiDevice> {
     match place {
-        Place::Fixed(plan) => plan
-            .acpi
-            .iter()
-            .filter_map(|attributes| attributes.get("hid").and_then(Value::as_str))
-            .map(|hid| AcpiDevice {
-                hid: hid.into(),
-                ports: plan.ports.iter().map(|r| (r.start as u16, r.len as u16)).collect(),
-                memory: plan.memory.iter().map(|r| (r.start, r.len)).collect(),
-                irqs: plan.isa_irqs.iter().map(|&n| u32::from(n)).collect(),
-            })
-            .collect(),
+        Place::Fixed(plan) => plan.acpi.clone(),
         Place::VirtioMmio { index } => {
             let (start, gsi) = layout::virtio_mmio_slot(*index);
             let memory = vec![(start, mmio::LEN)];
