@@ -3,7 +3,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use cardcage_options::nearest;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, Parser};
+
+use crate::usage;
 
 /// Runs a virtual machine whose devices are plugins.
 #[derive(Debug, Parser)]
@@ -101,6 +105,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TYPE")]
     pub(crate) display: Option<String>,
 
+    /// Sound: none
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) audio: Option<String>,
+
     /// No devices but those that are asked for
     #[arg(long)]
     pub(crate) nodefaults: bool,
@@ -150,9 +158,30 @@ pub(crate) struct Args {
     pub(crate) qtest_log: Option<PathBuf>,
 }
 
-/// Reads a command line. Ends the program on an error (status 2) and after help.
-pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Args {
-    Args::parse_from(with_two_dashes(args))
+/// Reads a command line. Ends the program after help.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Args> {
+    Args::try_parse_from(with_two_dashes(args)).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
+        _ => usage(sentence(&error)),
+    })
+}
+
+/// One sentence with what is wrong, which clap says in a paragraph.
+fn sentence(error: &clap::Error) -> String {
+    if let (ErrorKind::UnknownArgument, Some(ContextValue::String(arg))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+    {
+        let Some(name) = arg.strip_prefix('-').map(|name| name.trim_start_matches('-')) else {
+            return format!("'{arg}' is no option: options begin with a dash; 'cardcage -help' lists them");
+        };
+        let command = Args::command();
+        let hint = nearest(name, command.get_arguments().filter_map(|a| a.get_long()));
+        let hint = hint.map_or("; 'cardcage -help' lists them".into(), |n| format!(", did you mean '-{n}'?"));
+        return format!("unknown option '-{name}'{hint}");
+    }
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).replace("'--", "'-")
 }
 
 /// QEMU's options have one dash. A word that follows an option that takes a value is left alone.
@@ -190,11 +219,27 @@ mod tests {
 
     #[test]
     fn one_dash_is_as_good_as_two_and_values_are_left_alone() {
-        let a = parse(words("-m 64M -kernel k --initrd i -append -v -S -no-reboot -device a -device b,c=d -M pc"));
+        let a =
+            parse(words("-m 64M -kernel k --initrd i -append -v -S -no-reboot -device a -device b,c=d -M pc")).unwrap();
         assert_eq!((a.memory.as_str(), a.append.as_str()), ("64M", "-v"));
         assert!(a.stopped && a.no_reboot);
         assert_eq!(a.device, ["a", "b,c=d"]);
         assert_eq!(a.kernel.unwrap(), PathBuf::from("k"));
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_one_sentence() {
+        for (text, expected) in [
+            ("-devise a", "unknown option '-devise', did you mean '-device'?"),
+            ("--qqqqqqqq", "unknown option '-qqqqqqqq'; 'cardcage -help' lists them"),
+            ("disk.img", "'disk.img' is no option: options begin with a dash; 'cardcage -help' lists them"),
+            ("-kernel", "a value is required for '-kernel <FILE>' but none was supplied"),
+            ("-kernel a -kernel b", "the argument '-kernel <FILE>' cannot be used multiple times"),
+        ] {
+            let error = parse(words(text)).unwrap_err();
+            assert!(error.is::<crate::Usage>());
+            assert_eq!(error.to_string(), expected);
+        }
     }
 
     #[test]

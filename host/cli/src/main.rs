@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     let result = match words.get(1).and_then(|w| w.to_str()) {
         Some("plugin") => plugin::run(words.into_iter().skip(1)).map(|()| 0),
-        _ => vm::run(&args::parse(words)),
+        _ => args::parse(words).and_then(|args| vm::run(&args)),
     };
     match result {
         Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(1)),

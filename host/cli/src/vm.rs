@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::Context;
 use cardcage_block::BlockGraph;
 use cardcage_chardev::Chardevs;
-use cardcage_machine::{Accelerator, Cause, Control, MachineConfig, QtestOptions, Request, Vm};
+use cardcage_machine::{Accelerator, BoardError, Cause, Control, MachineConfig, QtestOptions, Request, Vm};
 use cardcage_options::{Options, nearest, parse_size};
 use cardcage_qmp::{Commands, Server, VersionInfo};
 use cardcage_registry::Registry;
@@ -65,7 +65,7 @@ fn build_and_run(
         no_reboot: args.no_reboot,
         no_shutdown: args.no_shutdown,
     };
-    let mut vm = Vm::build(config)?;
+    let mut vm = Vm::build(config).map_err(board_error)?;
     let control = vm.control();
     let server = qmp_server(registry, &control)?;
     let _ = events.set(server.events().clone());
@@ -84,6 +84,15 @@ fn build_and_run(
     server.wait();
     drop(bridges);
     Ok(status)
+}
+
+/// A device that is asked for wrongly is an error of the command line.
+fn board_error(error: BoardError) -> anyhow::Error {
+    let BoardError::Device { driver, source } = error else { return error.into() };
+    let hint = source.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+    let text =
+        if source.names_device() { format!("{source}{hint}") } else { format!("-device {driver}: {source}{hint}") };
+    if source.is_usage() { usage(text) } else { anyhow::anyhow!(text) }
 }
 
 fn qmp_server(registry: &Arc<Registry>, control: &Control) -> anyhow::Result<Server> {
@@ -153,10 +162,12 @@ fn accelerator(args: &Args, machine: &Machine) -> anyhow::Result<Accelerator> {
 }
 
 fn check_display(args: &Args) -> anyhow::Result<()> {
-    match args.display.as_deref() {
-        None | Some("none") => Ok(()),
-        Some(other) => Err(usage(format!("-display: Parameter 'type' does not accept value '{other}': only 'none'"))),
+    for (option, value) in [("-display", &args.display), ("-audio", &args.audio)] {
+        if let Some(other) = value.as_deref().filter(|v| *v != "none") {
+            return Err(usage(format!("{option}: Parameter 'type' does not accept value '{other}': only 'none'")));
+        }
     }
+    Ok(())
 }
 
 /// `-name [guest=]NAME`.

@@ -35,7 +35,7 @@ pub struct LoadedPlugin {
     summary: String,
     api_version: String,
     path: PathBuf,
-    image: OwnedFd,
+    image: &'static OwnedFd,
     sha256: OnceLock<String>,
     manifest: ManifestRef,
 }
@@ -64,7 +64,7 @@ impl LoadedPlugin {
 
     /// SHA-256 of what was loaded, in hexadecimal.
     pub fn sha256(&self) -> &str {
-        self.sha256.get_or_init(|| hash(&self.image).unwrap_or_default())
+        self.sha256.get_or_init(|| hash(self.image).unwrap_or_default())
     }
 
     pub(crate) fn classes(&self) -> Result<Vec<(DeviceDescription, DeviceClassRef)>, PluginError> {
@@ -93,6 +93,8 @@ pub(crate) fn load(path: &Path) -> Result<Arc<LoadedPlugin>, PluginError> {
     // SAFETY: loading runs the library's initialisers. That is what a plugin is for; the user chose the file.
     let library = unsafe { Library::open(Some(&name), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|e| link_error(&path, &name, &e))?;
+    // Also where the file turns out to be of no use: what it has linked may stay all the same.
+    let image: &'static OwnedFd = Box::leak(Box::new(image));
     let header = header(&library, &path)?;
     // Nothing of a plugin can be shown to be unused, so it is never unloaded.
     std::mem::forget(library);
