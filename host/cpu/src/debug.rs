@@ -67,7 +67,7 @@ impl Cpu {
         let a = u64::from(port);
         let mut met = 0;
         for (n, kind, at, len) in self.enabled() {
-            if kind == IO && a < at + len && at < a + size as u64 {
+            if kind == IO && a < at.saturating_add(len) && at < a + size as u64 {
                 met |= 1 << n;
             }
         }
