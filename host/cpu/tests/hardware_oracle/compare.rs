@@ -13,9 +13,9 @@ const REGISTERS: [&str; 16] =
 const BREAKPOINT: u64 = 3;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
-/// Addresses from here on belong to the kernel, whose page tables the kernel does not tell about.
-const USER_END: u64 = 1 << 47;
-const USER_MASK: u64 = USER_END - 1;
+/// From here on the kernel does not tell what is mapped. (The last page below the canonical hole counts as its own.)
+const USER_END: u64 = (1 << 47) - 0x1000;
+const USER_MASK: u64 = (1 << 47) - 1;
 
 /// Whether this processor keeps the x87 pointers as the model of `cardcage-fpu` does: data pointer and opcode only after
 /// unmasked exceptions, selectors zero.
