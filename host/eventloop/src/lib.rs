@@ -103,7 +103,7 @@ impl EventLoopHandle {
         self.0.watch(fd, interest, Arc::new(callback))
     }
 
-    /// Changes the interest in a watched fd; 0 pauses it.
+    /// Changes the interest in a watched fd; 0 pauses it: then not even an error or the other end's hangup is told.
     pub fn set_interest(&self, fd: RawFd, interest: u32) -> io::Result<()> {
         self.0.set_interest(fd, interest)
     }

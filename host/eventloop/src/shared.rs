@@ -93,6 +93,9 @@ impl Shared {
             }
             Err(e) => return Err(e.into()),
         }
+        if interest == 0 {
+            self.set_kernel_interest(fd, key, 0)?;
+        }
         watches.last_key = key;
         if let Some(old) = watches.keys.insert(fd, key) {
             watches.by_key.remove(&old);
@@ -104,8 +107,23 @@ impl Shared {
     pub(crate) fn set_interest(&self, fd: RawFd, interest: u32) -> io::Result<()> {
         let watches = lock(&self.watches);
         let key = *watches.keys.get(&fd).ok_or(io::ErrorKind::NotFound)?;
-        let flags = epoll::EventFlags::from_bits_retain(interest);
-        Ok(epoll::modify(&self.epoll, borrow(fd)?, epoll::EventData::new_u64(key), flags)?)
+        self.set_kernel_interest(fd, key, interest)
+    }
+
+    /// Makes the kernel's interest in `fd` what it is to be. Without any the kernel is not to know the fd: it would
+    /// tell of a hangup for ever.
+    fn set_kernel_interest(&self, fd: RawFd, key: u64, interest: u32) -> io::Result<()> {
+        let fd = borrow(fd)?;
+        let (data, flags) = (epoll::EventData::new_u64(key), epoll::EventFlags::from_bits_retain(interest));
+        let done = match interest {
+            0 => epoll::delete(&self.epoll, fd),
+            _ => epoll::modify(&self.epoll, fd, data, flags),
+        };
+        match done {
+            Err(rustix::io::Errno::NOENT) if interest == 0 => Ok(()),
+            Err(rustix::io::Errno::NOENT) => Ok(epoll::add(&self.epoll, fd, data, flags)?),
+            other => Ok(other?),
+        }
     }
 
     pub(crate) fn unwatch(&self, fd: RawFd) {

@@ -49,6 +49,30 @@ fn a_watched_descriptor_tells_of_input_until_it_is_unwatched() {
 }
 
 #[test]
+fn a_paused_descriptor_is_silent_even_when_its_other_end_is_gone() {
+    let event_loop = EventLoop::new("test", None).unwrap();
+    let handle = event_loop.handle();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (tell, told) = teller();
+    let (fd, pausing) = (theirs.as_raw_fd(), event_loop.handle());
+    handle
+        .watch(fd, 0, move |events| {
+            pausing.set_interest(fd, 0).unwrap();
+            tell.lock().unwrap().send(events & events::HUP).unwrap();
+        })
+        .unwrap();
+    drop(ours);
+    for _ in 0..2 {
+        let (tell_deferred, deferred) = channel();
+        handle.defer(move || tell_deferred.send(()).unwrap());
+        wait(&deferred);
+        assert!(told.try_recv().is_err());
+        handle.set_interest(fd, events::IN).unwrap();
+        assert_eq!(wait(&told), events::HUP);
+    }
+}
+
+#[test]
 fn deferred_calls_run_in_order_and_may_defer_more() {
     let event_loop = EventLoop::new("test", None).unwrap();
     let (tell, told) = channel();
