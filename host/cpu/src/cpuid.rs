@@ -28,11 +28,13 @@ enum Word {
     Edx87,
     /// Leaf 0x8000_0008.
     Ebx88,
+    /// Leaf 0x8000_0021.
+    Eax821,
     /// KVM's leaf 0x4000_0001.
     Kvm,
 }
 
-const WORDS: usize = 10;
+const WORDS: usize = 11;
 
 /// A feature that the software CPU can show: its name as in QEMU, word, bit, and whether it is part of `cardcage-v1`.
 struct Feature {
@@ -88,6 +90,10 @@ const FEATURES: &[Feature] = &[
     feature("3dnowprefetch", Word::Ecx8, 8, true),
     feature("invtsc", Word::Edx87, 8, true),
     feature("amd-no-ssb", Word::Ebx88, 26, true),
+    feature("lfence-always-serializing", Word::Eax821, 2, true),
+    // Nothing is speculated here: with these two the guest needs neither retpolines nor safe returns.
+    feature("auto-ibrs", Word::Eax821, 8, true),
+    feature("srso-no", Word::Eax821, 29, true),
     feature("kvmclock", Word::Kvm, 3, true),
     feature("kvm-nopiodelay", Word::Kvm, 1, true),
     feature("kvmclock-stable-bit", Word::Kvm, 24, true),
@@ -208,7 +214,7 @@ impl CpuModel {
             0x4000_0001 => [self.word(Word::Kvm), 0, 0, 0],
             // TSC and bus frequency in kHz.
             0x4000_0010 => [1_000_000, 1_000_000, 0, 0],
-            0x8000_0000 => [0x8000_0008, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
+            0x8000_0000 => [0x8000_0021, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
             0x8000_0001 => {
                 // AMD repeats part of leaf 1.
                 let common = self.word(Word::Edx1) & 0x0183_f3ff;
@@ -219,6 +225,7 @@ impl CpuModel {
             0x8000_0006 => [0, 0, 0x0200_6140, 0],
             0x8000_0007 => [0, 0, 0, self.word(Word::Edx87)],
             0x8000_0008 => [48 << 8 | PHYSICAL_BITS, self.word(Word::Ebx88), c.processors.saturating_sub(1) & 0xff, 0],
+            0x8000_0021 => [self.word(Word::Eax821), 0, 0, 0],
             _ => [0; 4],
         }
     }

@@ -263,7 +263,8 @@ impl Cpu {
     }
 
     fn set_efer(&mut self, v: u64) -> Res {
-        let known = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+        let ibrs = if self.model.has("auto-ibrs") { efer::AIBRSE } else { 0 };
+        let known = efer::SCE | efer::LME | efer::LMA | efer::NXE | ibrs;
         if v & !known != 0 || ((v ^ self.efer) & efer::LME != 0 && self.cr0 & cr0::PG != 0) {
             return Err(Fault::GP);
         }

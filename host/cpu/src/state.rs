@@ -98,6 +98,8 @@ pub(crate) mod efer {
     pub(crate) const LME: u64 = 0x100;
     pub(crate) const LMA: u64 = 0x400;
     pub(crate) const NXE: u64 = 0x800;
+    /// Automatic IBRS: a switch without effect, as nothing is speculated.
+    pub(crate) const AIBRSE: u64 = 1 << 21;
 }
 
 /// Segment attribute bits, in the layout of [`Segment::attributes`].
