@@ -2,8 +2,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use rustix::io::{Errno, read, write};
@@ -28,6 +29,8 @@ struct Shared {
     state: Mutex<State>,
     on_stream: OnStream,
     wake: OwnedFd,
+    /// The thread has been through its work once more.
+    settled: Condvar,
 }
 
 #[derive(Default)]
@@ -37,6 +40,8 @@ struct State {
     inbound: Vec<u8>,
     /// Output for the chardev that it did not take yet.
     outbound: Vec<u8>,
+    /// The chardev is being offered what was outbound.
+    offering: bool,
     stopped: bool,
     /// Given up when the bridge goes: it keeps the chardev, which keeps this.
     handle: Option<Arc<CharHandle>>,
@@ -51,7 +56,8 @@ impl Bridge {
     ) -> Result<Self, CharError> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = wake.map_err(|e| CharError::host("make an eventfd", e))?;
-        let shared = Arc::new(Shared { state: Mutex::default(), on_stream: Box::new(on_stream), wake });
+        let shared =
+            Arc::new(Shared { state: Mutex::default(), on_stream: Box::new(on_stream), wake, settled: Condvar::new() });
         let bridge = Self { shared: shared.clone() };
         let handle = chardev.attach(shared.clone())?;
         shared.lock().handle = Some(Arc::new(handle));
@@ -59,6 +65,13 @@ impl Bridge {
         let pump = thread::Builder::new().name(name).spawn(move || shared.pump());
         pump.map_err(|e| CharError::io("start a thread for a chardev", &e))?;
         Ok(bridge)
+    }
+
+    /// Waits until the chardev has taken everything that the stream's owner, who has closed it, has written; but not
+    /// longer than `limit`, since nobody may be reading there.
+    pub fn drain(&self, limit: Duration) {
+        let busy = |state: &mut State| state.stream.is_some() || state.offering || !state.outbound.is_empty();
+        drop(self.shared.settled.wait_timeout_while(self.shared.lock(), limit, busy));
     }
 
     /// Makes a multiplexer's input come here.
@@ -215,10 +228,17 @@ impl Shared {
     fn offer_outbound(&self) {
         let Some(handle) = self.handle() else { return };
         // Taken out while the chardev is called; nobody else adds to it.
-        let mut bytes = std::mem::take(&mut self.lock().outbound);
+        let mut state = self.lock();
+        state.offering = true;
+        let mut bytes = std::mem::take(&mut state.outbound);
+        drop(state);
         let taken = handle.write(&bytes);
         bytes.drain(..taken);
-        self.lock().outbound = bytes;
+        let mut state = self.lock();
+        state.outbound = bytes;
+        state.offering = false;
+        drop(state);
+        self.settled.notify_all();
     }
 }
 

@@ -14,6 +14,7 @@ use crate::usage;
 #[command(
     name = "cardcage",
     version,
+    args_override_self = true,
     disable_help_flag = true,
     disable_version_flag = true,
     after_help = "Options may be written with one dash, as in QEMU. Tools around the virtual machine are subcommands: \
@@ -184,25 +185,27 @@ fn sentence(error: &clap::Error) -> String {
     line.strip_prefix("error: ").unwrap_or(line).replace("'--", "'-")
 }
 
-/// QEMU's options have one dash. A word that follows an option that takes a value is left alone.
+/// QEMU's options have one dash. A word that follows an option that takes a value is left alone, unless it is an option
+/// itself: then the value was forgotten.
 fn with_two_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let command = Args::command();
-    let takes_value = |name: &str| {
-        let option = command
-            .get_arguments()
-            .find(|a| a.get_long() == Some(name) || a.get_short().is_some_and(|s| s.to_string() == name));
-        option.is_some_and(|a| a.get_action().takes_values())
+    let find = |word: &str| {
+        let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
+        let is_it = |a: &&clap::Arg| a.get_long() == Some(name) || a.get_short().is_some_and(|s| s.to_string() == name);
+        command.get_arguments().find(is_it)
     };
     let mut out = Vec::new();
-    let mut value_follows = false;
+    // The option whose value comes next.
+    let mut waiting: Option<&clap::Arg> = None;
     for (i, arg) in args.into_iter().enumerate() {
-        let Some(text) = arg.to_str().filter(|_| i > 0 && !value_follows) else {
-            value_follows = false;
+        let option = arg.to_str().filter(|_| i > 0).and_then(find);
+        if i == 0 || waiting.is_some_and(|w| option.is_none() || w.is_allow_hyphen_values_set()) {
+            waiting = None;
             out.push(arg);
             continue;
-        };
-        let name = text.strip_prefix("--").or_else(|| text.strip_prefix('-'));
-        value_follows = name.is_some_and(takes_value);
+        }
+        waiting = option.filter(|o| o.get_action().takes_values());
+        let text = arg.to_string_lossy();
         let single = text.starts_with('-') && !text.starts_with("--") && text.chars().count() > 2;
         out.push(if single { format!("-{text}").into() } else { arg });
     }
@@ -228,13 +231,20 @@ mod tests {
     }
 
     #[test]
+    fn of_an_option_that_is_given_twice_the_last_counts_unless_it_makes_a_list() {
+        let a = parse(words("-S -m 1G -qmp stdio -m 2G -S -qmp unix:a")).unwrap();
+        assert_eq!((a.stopped, a.memory.as_str()), (true, "2G"));
+        assert_eq!(a.qmp, ["stdio", "unix:a"]);
+    }
+
+    #[test]
     fn a_wrong_command_line_is_one_sentence() {
         for (text, expected) in [
             ("-devise a", "unknown option '-devise', did you mean '-device'?"),
             ("--qqqqqqqq", "unknown option '-qqqqqqqq'; 'cardcage -help' lists them"),
             ("disk.img", "'disk.img' is no option: options begin with a dash; 'cardcage -help' lists them"),
+            ("-kernel -m 64M", "a value is required for '-kernel <FILE>' but none was supplied"),
             ("-kernel", "a value is required for '-kernel <FILE>' but none was supplied"),
-            ("-kernel a -kernel b", "the argument '-kernel <FILE>' cannot be used multiple times"),
         ] {
             let error = parse(words(text)).unwrap_err();
             assert!(error.is::<crate::Usage>());

@@ -96,6 +96,7 @@ pub(crate) fn all(
 
 fn with_hint(error: cardcage_block::BlockError) -> anyhow::Error {
     match error.hint() {
+        _ if matches!(error, cardcage_block::BlockError::NoNodeName) => usage(format!("-blockdev: {error}")),
         Some(hint) => anyhow::anyhow!("{error}\n{hint}"),
         None => anyhow::anyhow!("{error}"),
     }

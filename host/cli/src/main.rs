@@ -33,6 +33,15 @@ pub(crate) fn usage(error: impl std::fmt::Display) -> anyhow::Error {
     Usage(error.to_string()).into()
 }
 
+/// The error with those of its causes that it does not tell itself.
+fn sentence(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .map(ToString::to_string)
+        .fold(error.to_string(), |text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") })
+}
+
 fn main() -> ExitCode {
     log::init();
     let words: Vec<OsString> = std::env::args_os().collect();
@@ -43,7 +52,7 @@ fn main() -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(1)),
         Err(error) => {
-            eprintln!("cardcage: {error:#}");
+            eprintln!("cardcage: {}", sentence(&error));
             ExitCode::from(if error.is::<Usage>() { USAGE } else { 1 })
         }
     }

@@ -1,6 +1,7 @@
 //! `cardcage OPTIONS`: builds a machine and runs it.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::Context;
 use cardcage_block::BlockGraph;
@@ -16,6 +17,8 @@ use crate::{devices, monitor, plugin, signals, usage};
 /// Machine types with the names they go by.
 const MACHINES: [(&str, &str); 1] = [("pc", "Standard PC (i440FX + PIIX)")];
 const MIB: u64 = 1 << 20;
+/// How long a client may take to read the last events.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What `-machine` says.
 struct Machine {
@@ -82,13 +85,19 @@ fn build_and_run(
     let status = vm.run();
     server.handle().shutdown();
     server.wait();
+    // What monitors on character devices say last goes out before those are closed.
+    bridges.iter().for_each(|bridge| bridge.drain(LAST_WORDS));
     drop(bridges);
     Ok(status)
 }
 
-/// A device that is asked for wrongly is an error of the command line.
+/// A device or a CPU that is asked for wrongly is an error of the command line.
 fn board_error(error: BoardError) -> anyhow::Error {
-    let BoardError::Device { driver, source } = error else { return error.into() };
+    let (driver, source) = match error {
+        BoardError::Device { driver, source } => (driver, source),
+        BoardError::Cpu(text) => return usage(format!("-cpu: {text}")),
+        other => return other.into(),
+    };
     let hint = source.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
     let text =
         if source.names_device() { format!("{source}{hint}") } else { format!("-device {driver}: {source}{hint}") };

@@ -197,6 +197,9 @@ impl Board {
     pub(crate) fn pause(&self) {
         self.services.set_running(false);
         self.services.clock.stop();
+        if let Some(kernel) = &self.kernel {
+            kernel.pause();
+        }
         self.services.blocks.drain_all();
         self.event_loop.pause();
         self.devices.run_state(false);
@@ -206,10 +209,9 @@ impl Board {
         self.pm.press_power_button();
     }
 
-    /// Takes everything apart. The guest is paused.
+    /// Takes the devices out. The guest is paused. Character devices stay: monitors on them have more to say.
     pub(crate) fn tear_down(&mut self) {
         self.devices.remove_all();
-        self.services.chardevs.close_all();
     }
 }
 

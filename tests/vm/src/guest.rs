@@ -56,9 +56,15 @@ impl Guest {
         all.extend(["-append".into(), format!("console=ttyS0 quiet{run}")]);
         all.extend(["-serial".into(), format!("unix:{},server=on,wait=on", serial.display())]);
         all.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", qmp.display())]);
-        all.extend(["-S".into()]);
+        all.push("-S".into());
         all.extend(args.iter().map(|a| (*a).to_string()));
-        let cage = Cage::start(&program, &all);
+        let mut cage = Cage::start(&program, &all);
+        while !serial.exists() {
+            if !cage.is_alive() {
+                panic!("the program ends at once: {:?}", cage.wait());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         let stream = connect(&serial);
         let console = Console::open(stream.try_clone().expect("a second descriptor"), stream);
         let mut monitor = Monitor::connect(&qmp);

@@ -73,7 +73,7 @@ impl abi::HostAbi for DeviceHost {
     fn block(&self, id: RStr<'_>, writable: bool) -> abi::AbiResult<abi::BlockObj> {
         let blocks = &self.services.blocks;
         let attached = blocks.find(&id).and_then(|node| blocks.attach(&id, &self.id, writable && !node.is_read_only()));
-        let attached = attached.map_err(|e| e.to_string());
+        let attached = attached.map_err(|e| e.hint().map_or_else(|| e.to_string(), |hint| format!("{e}\n{hint}")));
         to_abi(attached.map(|backend| {
             let port = block::Port::new(backend, self.services.ram.clone(), self.slot.clone(), self.event_loop());
             abi::BlockAbi_TO::from_ptr(RArc::new(port), TD_Opaque)
