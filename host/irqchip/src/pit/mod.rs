@@ -94,10 +94,11 @@ impl Pit {
         (live, now)
     }
 
-    /// The timer ran: counter 0's output changes.
+    /// The timer ran: counter 0's output changes. Where the output is low for one tick only, that tick can be over
+    /// when this runs; the edge must still be there.
     fn tick(&self) {
         let (mut live, now) = self.lock();
-        if live.due.take_if(|due| *due <= now).is_some() && live.state.counters[0].mode == 2 {
+        if live.due.take_if(|due| *due <= now).is_some() && matches!(live.state.counters[0].mode, 2 | 4 | 5) {
             (self.irq)(false);
         }
         self.drive(&mut live, now);

@@ -93,6 +93,21 @@ fn mode_4_strobes_low_for_one_tick() {
 }
 
 #[test]
+fn a_strobe_that_is_over_when_the_timer_runs_still_makes_an_edge() {
+    let (clock, _pit, ports, changes) = pit();
+    program(&ports, 0, 4, 1000);
+    clock.set(time_of(1500));
+    clock.run_expired();
+    assert_eq!(*changes.lock().unwrap(), [(0, true), (1500, false), (1500, true)]);
+    assert_eq!(clock.next_deadline(), None);
+    ports.write(0, 1, 100);
+    ports.write(0, 1, 0);
+    clock.set(time_of(1700));
+    clock.run_expired();
+    assert_eq!(changes.lock().unwrap()[3..], [(1700, false), (1700, true)]);
+}
+
+#[test]
 fn the_gate_triggers_mode_1_and_holds_mode_0() {
     let (clock, pit, ports, _) = pit();
     let control = PitPorts::Control(pit);
