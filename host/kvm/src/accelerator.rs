@@ -44,7 +44,7 @@ pub(crate) struct Machine {
     /// How often the clock was started: a vCPU tells its guest that it stood still.
     pub(crate) starts: AtomicU64,
     /// KVM holds addresses in it. After `vm`: dropped later.
-    _ram: Arc<GuestRam>,
+    pub(crate) ram: Arc<GuestRam>,
 }
 
 /// One virtual machine of KVM. See the crate's front page.
@@ -100,7 +100,7 @@ impl KvmAccelerator {
         vm.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
         add_memory(&vm, &ram)?;
         let model = model.clone();
-        let machine = Arc::new(Machine { vm, kvm, bus, model, cpus, starts: AtomicU64::new(0), _ram: ram });
+        let machine = Arc::new(Machine { vm, kvm, bus, model, cpus, starts: AtomicU64::new(0), ram });
         let interrupts = Arc::new(KvmInterrupts::new(&machine)?);
         Ok(Self { machine, interrupts })
     }
@@ -120,13 +120,19 @@ impl KvmAccelerator {
         &self.interrupts
     }
 
-    /// Sets kvmclock to `now_ns`, the virtual clock's time, from where it goes on. Call it when the machine starts to
-    /// run, before its vCPUs do. While the machine is stopped nobody sees kvmclock, so stopping needs no call.
+    /// Sets kvmclock to `now_ns`, the virtual clock's time, from where it goes on, and lets the interval timer go on.
+    /// Call it when the machine starts to run, before its vCPUs do.
     pub fn start_clock(&self, now_ns: u64) -> Result<(), KvmError> {
         let clock = kvm_clock_data { clock: now_ns, ..Default::default() };
         self.machine.vm.set_clock(&clock).map_err(failed("KVM_SET_CLOCK"))?;
         self.machine.starts.fetch_add(1, Ordering::SeqCst);
-        Ok(())
+        self.interrupts.start_timer()
+    }
+
+    /// Makes the interval timer stand still. Call it when the machine stops, after its vCPUs have. Nobody sees kvmclock
+    /// then.
+    pub fn stop_clock(&self) -> Result<(), KvmError> {
+        self.interrupts.stop_timer()
     }
 
     /// What kvmclock shows, in ns.

@@ -1,7 +1,7 @@
 //! The interrupt controllers and the interval timer inside the kernel.
 #![expect(unsafe_code, reason = "the kernel's chips come in a union")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cardcage_accel::InterruptController;
 use kvm_bindings::{
@@ -10,7 +10,7 @@ use kvm_bindings::{
 };
 
 use crate::accelerator::Machine;
-use crate::{KvmError, failed};
+use crate::{KvmError, failed, pit};
 
 /// Input pins of the I/O APIC.
 const PINS: u32 = 24;
@@ -23,6 +23,8 @@ const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_PIC_MASTER, KVM_IRQC
 pub struct KvmInterrupts {
     machine: Arc<Machine>,
     power_on: ([kvm_irqchip; 3], kvm_pit_state2),
+    /// From where the interval timer goes on, while it is silenced.
+    resting: Mutex<Option<kvm_pit_state2>>,
 }
 
 impl KvmInterrupts {
@@ -33,7 +35,7 @@ impl KvmInterrupts {
             *chip = get_chip(machine, id).map_err(failed("KVM_GET_IRQCHIP"))?;
         }
         let pit = machine.vm.get_pit2().map_err(failed("KVM_GET_PIT2"))?;
-        Ok(Self { machine: machine.clone(), power_on: (chips, pit) })
+        Ok(Self { machine: machine.clone(), power_on: (chips, pit), resting: Mutex::default() })
     }
 
     /// The state of the 8259 pair, the I/O APIC and the 8254 after power-on. Local APICs are their vCPUs' state.
@@ -41,7 +43,36 @@ impl KvmInterrupts {
         for chip in &self.power_on.0 {
             self.machine.vm.set_irqchip(chip).map_err(failed("KVM_SET_IRQCHIP"))?;
         }
-        self.machine.vm.set_pit2(&self.power_on.1).map_err(failed("KVM_SET_PIT2"))
+        *self.resting() = None;
+        self.put_timer(&self.power_on.1)
+    }
+
+    /// Silences the interval timer until [`start_timer`](Self::start_timer).
+    pub(crate) fn stop_timer(&self) -> Result<(), KvmError> {
+        let mut resting = self.resting();
+        if resting.is_none() {
+            let now = self.machine.vm.get_pit2().map_err(failed("KVM_GET_PIT2"))?;
+            if let Some(rest) = pit::at_rest(&now, pit::now_ns()) {
+                self.put_timer(&pit::silenced(&now))?;
+                *resting = Some(rest);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn start_timer(&self) -> Result<(), KvmError> {
+        match self.resting().take() {
+            Some(rest) => self.put_timer(&rest),
+            None => Ok(()),
+        }
+    }
+
+    fn put_timer(&self, timer: &kvm_pit_state2) -> Result<(), KvmError> {
+        self.machine.vm.set_pit2(timer).map_err(failed("KVM_SET_PIT2"))
+    }
+
+    fn resting(&self) -> MutexGuard<'_, Option<kvm_pit_state2>> {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,7 +9,9 @@
 //! # Time
 //! Guest time is KVM's: kvmclock, the time-stamp counter and the timers in the kernel go with the host's clock.
 //! [`KvmAccelerator::start_clock`] sets kvmclock to the machine's virtual clock whenever the machine starts to run, so
-//! that a stop is not seen there.
+//! that a stop is not seen there; [`KvmAccelerator::stop_clock`] silences the interval timer until then. Each vCPU
+//! notes where its time-stamp counter and its local APIC's timer are when it comes back from guest code, and goes on
+//! from there after a stop.
 //!
 //! # What this needs of the host
 //! An in-kernel interrupt controller and PIT, `KVM_CAP_IMMEDIATE_EXIT`, `KVM_CAP_XSAVE` and other things that Linux has
@@ -19,8 +21,10 @@ mod accelerator;
 mod controllers;
 mod cpuid;
 mod kick;
+mod pit;
 mod probe;
 mod state;
+mod time;
 mod vcpu;
 
 pub use accelerator::KvmAccelerator;
@@ -33,7 +37,7 @@ pub use vcpu::KvmVcpu;
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// The device node is not there or not ours.
-    #[error("cannot open /dev/kvm: {0}")]
+    #[error("cannot open /dev/kvm: {0}; {remedy}", remedy = remedy(.0))]
     Open(#[source] std::io::Error),
     /// An API from before 2007 or of the future.
     #[error("/dev/kvm has API version {0}; this program knows version 12")]
@@ -60,6 +64,17 @@ pub enum KvmError {
         /// The host's limit.
         max: usize,
     },
+}
+
+/// What the user can do where /dev/kvm does not open.
+fn remedy(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => "add the user to group 'kvm' and log in again, or use '-accel soft'",
+        std::io::ErrorKind::NotFound => {
+            "load the module kvm_intel or kvm_amd, switch on virtualisation in the firmware, or use '-accel soft'"
+        }
+        _ => "use '-accel soft'",
+    }
 }
 
 /// Turns the error of a KVM call into ours.

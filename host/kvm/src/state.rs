@@ -17,6 +17,8 @@ use crate::{KvmError, controllers, failed};
 const FIELDS: [u32; 4] = [0x1b, 0xc000_0080, 0xc000_0100, 0xc000_0101];
 /// IA32_TIME_STAMP_COUNTER. Goes on through a reset: all processors must show the same.
 const MSR_TSC: u32 = 0x10;
+/// MSRs that the kernel takes at once.
+const BATCH: usize = 255;
 /// Offsets in the local APIC's page.
 const APIC_ID: usize = 0x20;
 const APIC_ISR: usize = 0x100;
@@ -51,25 +53,25 @@ pub(crate) fn readable_msrs(kvm: &Kvm, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>
     Ok(readable)
 }
 
-fn msrs(entries: &[kvm_msr_entry]) -> Msrs {
+pub(crate) fn msrs(entries: &[kvm_msr_entry]) -> Msrs {
     Msrs::from_entries(entries).expect("the kernel's own list is not longer than it allows")
 }
 
-fn word(page: &[u8], offset: usize) -> u32 {
+pub(crate) fn word(page: &[u8], offset: usize) -> u32 {
     page.get(offset..offset + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
-fn set_word(page: &mut [u8], offset: usize, value: u32) {
+pub(crate) fn set_word(page: &mut [u8], offset: usize, value: u32) {
     if let Some(bytes) = page.get_mut(offset..offset + 4) {
         bytes.copy_from_slice(&value.to_le_bytes());
     }
 }
 
-fn page_of(lapic: &kvm_lapic_state) -> Vec<u8> {
+pub(crate) fn page_of(lapic: &kvm_lapic_state) -> Vec<u8> {
     lapic.regs.iter().map(|&b| b.cast_unsigned()).collect()
 }
 
-fn lapic_of(page: &[u8]) -> kvm_lapic_state {
+pub(crate) fn lapic_of(page: &[u8]) -> kvm_lapic_state {
     let mut lapic = kvm_lapic_state::default();
     lapic.regs.iter_mut().zip(page).for_each(|(reg, byte)| *reg = byte.cast_signed());
     lapic
@@ -183,6 +185,10 @@ impl KvmVcpu {
         if mp_state == KVM_MP_STATE_SIPI_RECEIVED {
             set_word(&mut apic, APIC_LATCHES, LATCHED_STARTUP | events.sipi_vector << 8);
         }
+        let mut msrs = self.read_msrs()?;
+        if let Some(stood) = &self.stood {
+            stood.amend(&mut apic, &mut msrs);
+        }
         let table = |t: kvm_dtable| Descriptor { base: t.base, limit: t.limit };
         Ok(VcpuState {
             gpr: [
@@ -206,7 +212,7 @@ impl KvmVcpu {
             fxsave,
             xcr0,
             xsave,
-            msrs: self.read_msrs()?,
+            msrs,
             apic_base: s.apic_base,
             apic,
             mp_state: match mp_state {
@@ -304,12 +310,16 @@ impl KvmVcpu {
     }
 
     fn read_msrs(&self) -> Result<Vec<(u32, u64)>, VcpuError> {
-        let mut list = msrs(&self.power_on.msrs);
-        let read = self.fd.get_msrs(&mut list).map_err(self.failed("KVM_GET_MSRS"))?;
-        match list.as_slice().get(read) {
-            Some(msr) => Err(self.refused(msr, "be read")),
-            None => Ok(list.as_slice().iter().map(|msr| (msr.index, msr.data)).collect()),
+        let mut values = Vec::with_capacity(self.power_on.msrs.len());
+        for batch in self.power_on.msrs.chunks(BATCH) {
+            let mut list = msrs(batch);
+            let read = self.fd.get_msrs(&mut list).map_err(self.failed("KVM_GET_MSRS"))?;
+            if let Some(msr) = list.as_slice().get(read) {
+                return Err(self.refused(msr, "be read"));
+            }
+            values.extend(list.as_slice().iter().map(|msr| (msr.index, msr.data)));
         }
+        Ok(values)
     }
 
     fn refused(&self, msr: &kvm_msr_entry, what: &str) -> VcpuError {
@@ -325,8 +335,12 @@ impl KvmVcpu {
         entries.sort_unstable_by_key(|msr| msr.index);
         let mut rest = entries.as_slice();
         while !rest.is_empty() {
-            let set = self.fd.set_msrs(&msrs(rest)).map_err(self.failed("KVM_SET_MSRS"))?;
-            let Some(stuck) = rest.get(set) else { break };
+            let batch = &rest[..rest.len().min(BATCH)];
+            let set = self.fd.set_msrs(&msrs(batch)).map_err(self.failed("KVM_SET_MSRS"))?;
+            let Some(stuck) = batch.get(set) else {
+                rest = &rest[batch.len()..];
+                continue;
+            };
             // A register that cannot be written need not be, if it reads as wanted or is of another accelerator and 0.
             let mut now = msrs(&[kvm_msr_entry { index: stuck.index, ..Default::default() }]);
             let as_wanted = matches!(self.fd.get_msrs(&mut now), Ok(1)) && now.as_slice()[0].data == stuck.data;

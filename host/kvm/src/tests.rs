@@ -1,4 +1,5 @@
 //! Guests of a few instructions. Where /dev/kvm does not open each test says so and passes.
+#![expect(clippy::print_stdout, reason = "why a test is skipped is for the log")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -69,7 +70,7 @@ struct Guest {
 /// A 64-bit guest with 2 MiB of RAM and the gigabytes 0 and 1 mapped; `None` where KVM cannot be used.
 fn guest(code: &[u8]) -> Option<Guest> {
     if let Err(why) = check() {
-        eprintln!("skipped: {why}");
+        println!("skipped: {why}");
         return None;
     }
     let ram = Arc::new(GuestRam::new(&[(0, 2 << 20)]).unwrap());
@@ -350,6 +351,103 @@ fn the_clock_starts_where_it_is_told_to() {
     const HOURS: u64 = 3_600_000_000_000;
     guest.accelerator.start_clock(1000 * HOURS).unwrap();
     assert!((1000 * HOURS..2000 * HOURS).contains(&guest.accelerator.clock_ns().unwrap()));
+}
+
+/// `rdtsc` into RAX, again and again.
+const READ_TSC: [u8; 13] = [
+    0x0f, 0x31, // rdtsc
+    0x48, 0xc1, 0xe2, 0x20, // shl rdx, 32
+    0x48, 0x09, 0xd0, // or rax, rdx
+    EXIT[0], EXIT[1], 0xeb, 0xf3, // jmp to the beginning
+];
+
+fn tsc(state: &VcpuState) -> u64 {
+    state.msrs.iter().find(|msr| msr.0 == 0x10).expect("every processor has one").1
+}
+
+/// A guest that reads its time-stamp counter; `None` where KVM cannot give it one of its own.
+fn guest_with_a_counter() -> Option<Guest> {
+    const FAR: u64 = 1 << 53;
+    let mut guest = guest(&READ_TSC)?;
+    let far = kvm_bindings::kvm_msr_entry { index: 0x10, data: FAR, ..Default::default() };
+    guest.vcpu.stood = None;
+    assert_eq!(guest.vcpu.fd.set_msrs(&state::msrs(&[far])).unwrap(), 1);
+    if guest.run().gpr[0] < FAR {
+        println!("skipped: the guest reads the host's time-stamp counter, whatever KVM is told");
+        return None;
+    }
+    guest.vcpu.set_state(&long_mode()).unwrap();
+    Some(guest)
+}
+
+#[test]
+fn the_time_stamp_counter_stands_still_while_the_machine_does() {
+    const LONG: u64 = 1 << 50;
+    let Some(mut guest) = guest_with_a_counter() else { return };
+    guest.accelerator.start_clock(1).unwrap();
+    let stopped = guest.run();
+    guest.accelerator.stop_clock().unwrap();
+    assert!(stopped.gpr[0] <= tsc(&stopped), "{:#x} {:#x}", stopped.gpr[0], tsc(&stopped));
+    // What the host's time would do to it.
+    let late = kvm_bindings::kvm_msr_entry { index: 0x10, data: tsc(&stopped) + LONG, ..Default::default() };
+    assert_eq!(guest.vcpu.fd.set_msrs(&state::msrs(&[late])).unwrap(), 1);
+    assert_eq!(tsc(&guest.vcpu.state().unwrap()), tsc(&stopped), "it stands still");
+    guest.accelerator.start_clock(2).unwrap();
+    let resumed = guest.run();
+    assert!((tsc(&stopped)..tsc(&stopped) + LONG / 2).contains(&resumed.gpr[0]), "{:#x}", resumed.gpr[0]);
+}
+
+#[test]
+fn a_counter_that_was_set_goes_on_from_there() {
+    const THERE: u64 = 1 << 52;
+    let Some(mut guest) = guest_with_a_counter() else { return };
+    let mut state = guest.vcpu.state().unwrap();
+    state.msrs.iter_mut().filter(|msr| msr.0 == 0x10).for_each(|msr| msr.1 = THERE);
+    guest.vcpu.set_state(&state).unwrap();
+    guest.accelerator.start_clock(1).unwrap();
+    let read = guest.run().gpr[0];
+    assert!((THERE..THERE + THERE / 2).contains(&read), "{read:#x}");
+}
+
+fn timer(guest: &Guest) -> kvm_bindings::kvm_pit_state2 {
+    guest.vcpu.machine.vm.get_pit2().unwrap()
+}
+
+#[test]
+fn the_interval_timer_is_silent_while_the_machine_stands_still() {
+    let Some(guest) = guest(&EXIT) else { return };
+    let mut periodic = timer(&guest);
+    (periodic.channels[0].mode, periodic.channels[0].count, periodic.channels[0].gate) = (2, 1193, 1);
+    guest.vcpu.machine.vm.set_pit2(&periodic).unwrap();
+    guest.accelerator.stop_clock().unwrap();
+    assert_eq!(timer(&guest).flags & kvm_bindings::KVM_PIT_FLAGS_HPET_LEGACY, kvm_bindings::KVM_PIT_FLAGS_HPET_LEGACY);
+    guest.accelerator.start_clock(1).unwrap();
+    let resumed = timer(&guest);
+    assert_eq!((resumed.flags, resumed.channels[0].mode, resumed.channels[0].count), (periodic.flags, 2, 1193));
+    guest.accelerator.stop_clock().unwrap();
+    guest.accelerator.interrupts().reset().unwrap();
+    guest.accelerator.start_clock(2).unwrap();
+    assert_ne!(timer(&guest).channels[0].mode, 2, "a reset while it stands still counts");
+}
+
+#[test]
+fn an_instruction_that_kvm_does_not_know_is_named_in_the_error() {
+    // On most hosts the processor itself runs this one.
+    let Some(mut guest) = guest(&[0x66, 0x0f, 0xd4, 0xc8, EXIT[0], EXIT[1]]) else { return };
+    match guest.vcpu.run() {
+        Ok(exit) => assert_eq!(exit, Exit::Kicked),
+        Err(e) => {
+            let text = e.to_string();
+            assert!(text.contains("rip 0x8000") && text.contains("66 0f d4 c8"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn more_registers_than_the_kernel_takes_at_once_are_no_panic() {
+    let Some(mut guest) = guest(&EXIT) else { return };
+    let msrs = (0..1000).map(|n| (0x1234_0000 + n, 0)).collect();
+    guest.vcpu.set_state(&VcpuState { msrs, ..long_mode() }).unwrap();
 }
 
 #[test]

@@ -10,10 +10,13 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::accelerator::Machine;
 use crate::kick::{ImmediateExit, Kicker};
+use crate::time::Standing;
 use crate::{KvmError, failed, state};
 
 /// KVM_INTERNAL_ERROR_EMULATION: the kernel could not emulate an instruction.
 const EMULATION_FAILED: u32 = 1;
+/// Bytes of the longest instruction.
+const INSTRUCTION_MAX: u64 = 15;
 
 /// One vCPU of KVM.
 pub struct KvmVcpu {
@@ -28,6 +31,8 @@ pub struct KvmVcpu {
     unfinished: bool,
     /// [`Machine::starts`] when this vCPU ran last.
     starts: u64,
+    /// Where its time stood when it came back from guest code last, or was given its state.
+    pub(crate) stood: Option<Standing>,
 }
 
 /// State that a power-on [`VcpuState`] leaves to the processor.
@@ -99,7 +104,7 @@ impl KvmVcpu {
         let signal = Arc::new(VcpuSignal::new(Some(Box::new(move || own.interrupt()))));
         let flag = ImmediateExit::new(fd.get_kvm_run());
         let machine = machine.clone();
-        Ok(Self { index, fd, machine, power_on, signal, kicker, flag, unfinished: false, starts: 0 })
+        Ok(Self { index, fd, machine, power_on, signal, kicker, flag, unfinished: false, starts: 0, stood: None })
     }
 
     /// The error for a call to the kernel.
@@ -113,14 +118,17 @@ impl KvmVcpu {
         VcpuError::Internal { index: self.index, rip, what }
     }
 
-    /// Tells the guest that it did not run for a while, so that its watchdogs do not bark.
-    fn note_start(&mut self) {
+    /// After a stop of the machine: time goes on from where it stood, and the guest is told that it did not run for a
+    /// while, so that its watchdogs do not bark.
+    fn note_start(&mut self) -> Result<(), VcpuError> {
         let starts = self.machine.starts.load(Ordering::SeqCst);
+        self.put_time_back(starts)?;
         if self.starts != starts {
             self.starts = starts;
             // Fails for guests that do not use kvmclock.
             let _ = self.fd.kvmclock_ctrl();
         }
+        Ok(())
     }
 
     /// Enters the guest once and does what it asks for.
@@ -191,11 +199,27 @@ impl KvmVcpu {
         // SAFETY: plain bytes.
         let known = unsafe { error.__bindgen_anon_1.__bindgen_anon_1 };
         let len = if error.flags & 1 != 0 { usize::from(known.insn_size).min(known.insn_bytes.len()) } else { 0 };
-        let bytes: Vec<String> = known.insn_bytes[..len].iter().map(|b| format!("{b:02x}")).collect();
+        let bytes = if len != 0 { known.insn_bytes[..len].to_vec() } else { self.instruction_bytes() };
+        let bytes: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
         match bytes.as_slice() {
             [] => "KVM cannot emulate the instruction".into(),
             bytes => format!("KVM cannot emulate the instruction in {}", bytes.join(" ")),
         }
+    }
+
+    /// What stands at the instruction pointer, as far as it can be read.
+    fn instruction_bytes(&self) -> Vec<u8> {
+        let Ok((regs, sregs)) = self.fd.get_regs().and_then(|regs| Ok((regs, self.fd.get_sregs()?))) else {
+            return Vec::new();
+        };
+        let start = sregs.cs.base.wrapping_add(regs.rip);
+        let byte = |n: u64| {
+            let at = self.fd.translate_gva(start.wrapping_add(n)).ok().filter(|t| t.valid != 0)?;
+            let mut byte = [0];
+            self.machine.ram.read(at.physical_address, &mut byte).ok()?;
+            Some(byte[0])
+        };
+        (0..INSTRUCTION_MAX).map_while(byte).collect()
     }
 
     /// Lets the kernel end the instruction whose access was answered, and begin no other.
@@ -230,10 +254,13 @@ impl KvmVcpu {
 
 impl Vcpu for KvmVcpu {
     fn run(&mut self) -> Result<Exit, VcpuError> {
-        self.note_start();
+        self.note_start()?;
         let kicker = self.kicker.clone();
-        let _running = kicker.enter(self.flag);
-        self.run_until_exit()
+        let running = kicker.enter(self.flag);
+        let exit = self.run_until_exit()?;
+        drop(running);
+        self.stood = Some(self.standing(Some(self.starts))?);
+        Ok(exit)
     }
 
     fn state(&mut self) -> Result<VcpuState, VcpuError> {
@@ -242,7 +269,10 @@ impl Vcpu for KvmVcpu {
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), VcpuError> {
         self.unfinished = false;
-        self.write_state(state)
+        self.stood = None;
+        self.write_state(state)?;
+        self.stood = Some(self.standing(None)?);
+        Ok(())
     }
 
     fn signal(&self) -> Arc<VcpuSignal> {

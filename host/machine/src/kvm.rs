@@ -61,4 +61,10 @@ impl KernelChips {
             error!("the guest's clock jumps: {e}");
         }
     }
+    /// The guest's time stands still. No vCPU runs.
+    pub(crate) fn pause(&self) {
+        if let Err(e) = self.0.stop_clock() {
+            error!("the interval timer goes on while the machine stands still: {e}");
+        }
+    }
 }
