@@ -73,7 +73,7 @@ pub(crate) fn all(
     }
     for text in &args.chardev {
         let options = parse("-chardev", text, Some("backend"))?;
-        chardevs.add(&ChardevOptions::from_options(options).map_err(usage)?)?;
+        add_chardev(chardevs, &ChardevOptions::from_options(options).map_err(usage)?)?;
     }
     for text in &args.blockdev {
         let options = parse("-blockdev", text, None)?;
@@ -92,6 +92,15 @@ pub(crate) fn all(
     }
     devices.extend(wanted);
     Ok(Some(devices))
+}
+
+/// Makes a chardev, and says where a pseudo-terminal is: nobody could know.
+fn add_chardev(chardevs: &Chardevs, options: &ChardevOptions) -> anyhow::Result<()> {
+    let chardev = chardevs.add(options)?;
+    if let Some(path) = chardev.pty_path() {
+        eprintln!("cardcage: char device redirected to {path} (label {})", chardev.id());
+    }
+    Ok(())
 }
 
 fn with_hint(error: cardcage_block::BlockError) -> anyhow::Error {
@@ -135,7 +144,7 @@ fn serial(args: &Args, registry: &Registry, chardevs: &Chardevs) -> anyhow::Resu
             Legacy::None => continue,
             Legacy::Existing(id) => id,
             Legacy::New { options, .. } => {
-                chardevs.add(&options)?;
+                add_chardev(chardevs, &options)?;
                 options.id
             }
         };

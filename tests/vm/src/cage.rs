@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 
-use crate::PATIENCE;
+use crate::{Console, PATIENCE};
 
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
 
@@ -57,6 +57,15 @@ impl Cage {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::from(input)).stdout(Stdio::from(terminal)).stderr(Stdio::piped());
         Self::spawn(command)
+    }
+
+    /// Starts the program with nothing on its standard input, and gives what it says on standard error at once.
+    #[track_caller]
+    pub fn start_watched<A: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = A>) -> (Self, Console) {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::from(write));
+        (Self::spawn(command), Console::listen(std::fs::File::from(read)))
     }
 
     /// Starts a command that is set up already.

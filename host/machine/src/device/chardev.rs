@@ -1,7 +1,7 @@
 //! The character interface that plugins see, over the host's chardevs.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use cardcage_chardev::{CharHandle, Event, Frontend};
 use cardcage_plugin_abi as abi;
@@ -15,19 +15,34 @@ struct Port {
     services: Weak<Services>,
     slot: Weak<Slot>,
     token: u64,
+    /// Bytes that were received and have not reached the device yet.
+    on_way: Arc<AtomicUsize>,
+    handle: Arc<OnceLock<Weak<CharHandle>>>,
 }
 
 impl Frontend for Port {
     fn room(&self) -> usize {
         let running = self.services.upgrade().is_some_and(|s| s.running.load(Ordering::SeqCst));
         let slot = self.slot.upgrade().filter(|_| running);
-        slot.and_then(|s| s.call(|d| d.char_room(self.token))).unwrap_or(0)
+        let room = slot.and_then(|s| s.call(|d| d.char_room(self.token))).unwrap_or(0);
+        room.saturating_sub(self.on_way.load(Ordering::SeqCst))
     }
 
+    /// Through the event loop, which stands while the machine does: there may have been room when it still ran.
     fn receive(&self, bytes: &[u8]) {
-        if let Some(slot) = self.slot.upgrade() {
-            slot.call(|d| d.char_receive(self.token, RSlice::from_slice(bytes)));
-        }
+        let Some(services) = self.services.upgrade() else { return };
+        let (slot, token, bytes) = (self.slot.clone(), self.token, bytes.to_vec());
+        let (on_way, handle) = (self.on_way.clone(), self.handle.clone());
+        on_way.fetch_add(bytes.len(), Ordering::SeqCst);
+        services.event_loop.defer(move || {
+            if let Some(slot) = slot.upgrade() {
+                slot.call(|d| d.char_receive(token, RSlice::from_slice(&bytes)));
+            }
+            on_way.fetch_sub(bytes.len(), Ordering::SeqCst);
+            if let Some(handle) = handle.get().and_then(Weak::upgrade) {
+                handle.resume_input();
+            }
+        });
     }
 
     /// Through the event loop: it also comes while the device attaches, from inside of its own call.
@@ -51,8 +66,10 @@ impl Frontend for Port {
 /// Attaches a device to a chardev.
 pub(crate) fn attach(services: &Arc<Services>, id: &str, slot: Weak<Slot>, token: u64) -> Result<abi::CharObj, String> {
     let chardev = services.chardevs.get(id).map_err(|e| e.to_string())?;
-    let port = Arc::new(Port { services: Arc::downgrade(services), slot, token });
-    let handle = Arc::new(chardev.attach(port).map_err(|e| e.to_string())?);
+    let ours = Arc::new(OnceLock::new());
+    let port = Port { services: Arc::downgrade(services), slot, token, on_way: Arc::default(), handle: ours.clone() };
+    let handle = Arc::new(chardev.attach(Arc::new(port)).map_err(|e| e.to_string())?);
+    let _ = ours.set(Arc::downgrade(&handle));
     services.add_input(&handle);
     Ok(abi::CharAbi_TO::from_ptr(RArc::new(Handle(handle)), TD_Opaque))
 }
