@@ -18,10 +18,12 @@ use crate::{KvmError, failed};
 const ENOUGH: u64 = 400_000_000;
 /// Beyond this no second, longer run is needed.
 const CLEARLY_ENOUGH: u64 = 1_000_000_000;
-/// Below this none is, either: a processor under load is faster.
-const CLEARLY_EMULATED: u64 = 20_000_000;
-const SHORT_RUN: u32 = 300;
-const LONG_RUN: u32 = 200_000;
+/// Below this none is, either: also where each way into the guest takes long, because the host is a guest itself.
+const CLEARLY_EMULATED: u64 = 5_000_000;
+const SHORT_RUN: u32 = 100;
+const LONG_RUN: u32 = 20_000;
+/// The best of so many short runs counts: a busy host may interrupt one.
+const SHORT_RUNS: u32 = 3;
 
 const RAM: u64 = 2 << 20;
 const TABLES: u64 = 0x1000;
@@ -88,17 +90,30 @@ pub fn check() -> Result<(), String> {
 /// an end, with what was measured.
 pub fn probe() -> Result<ProbeReport, String> {
     let mut guest = open().and_then(|kvm| Guest::new(&kvm)).map_err(|e| sentence(&e))?;
-    let mut speed = guest.measure(SHORT_RUN)?;
+    let result = judge(&mut guest);
+    // The kernel takes its time to end a machine, and nobody has to wait for it. Without a thread it ends here.
+    let _ = std::thread::Builder::new().name("kvm-probe".into()).spawn(move || drop(guest));
+    result
+}
+
+fn judge(guest: &mut Guest) -> Result<ProbeReport, String> {
+    let mut speed = 0;
+    for _ in 0..SHORT_RUNS {
+        speed = speed.max(guest.measure(SHORT_RUN)?);
+        if speed >= CLEARLY_EMULATED {
+            break;
+        }
+    }
     if (CLEARLY_EMULATED..CLEARLY_ENOUGH).contains(&speed) {
         speed = guest.measure(LONG_RUN)?;
     }
+    if speed < ENOUGH {
+        return Err(format!("{}, which the software CPU outdoes", ProbeReport { speed }));
+    }
     let refused = INSTRUCTIONS.iter().filter(|(_, code)| guest.execute(code).is_err()).map(|(name, _)| *name);
-    let refused: Vec<&str> = refused.collect();
-    let slow = speed < ENOUGH;
-    match (slow, refused.as_slice()) {
-        (false, []) => Ok(ProbeReport { speed }),
-        (true, []) => Err(format!("{}, which is too slow", ProbeReport { speed })),
-        (_, names) => Err(format!("{} and fails on {}", ProbeReport { speed }, names.join(", "))),
+    match refused.collect::<Vec<&str>>().as_slice() {
+        [] => Ok(ProbeReport { speed }),
+        names => Err(format!("{}, but fails on {}", ProbeReport { speed }, names.join(", "))),
     }
 }
 
