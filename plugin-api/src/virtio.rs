@@ -2,13 +2,14 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cardcage_plugin_abi as abi;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT, Reader, Writer};
 
 use crate::context::{Context, GuestRange};
-use crate::memory::{Address, GuestAddress, GuestMemory};
+use crate::memory::{Address, Bytes, GuestAddress, GuestMemory};
 use crate::state::{SectionReader, SectionWriter};
 use crate::{Device, Error, Result};
 
@@ -18,6 +19,8 @@ pub const F_INDIRECT_DESC: u64 = 1 << 28;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 /// VIRTIO_F_VERSION_1: the device follows virtio 1.0 or later (virtio 1.2, section 6).
 pub const F_VERSION_1: u64 = 1 << 32;
+/// VIRTQ_AVAIL_F_NO_INTERRUPT.
+const NO_INTERRUPT: u16 = 1;
 
 /// The part of a virtio device beyond [`Device`].
 ///
@@ -160,10 +163,21 @@ impl VirtQueue {
     /// Interrupts the driver, if it wants to know of what was pushed.
     #[inline]
     pub fn notify(&mut self, memory: &GuestMemory) -> Result<()> {
-        if self.queue.needs_notification(&**memory).map_err(|e| self.broken(&e))? {
+        if self.queue.needs_notification(&**memory).map_err(|e| self.broken(&e))? && !self.is_muted(memory)? {
             self.link.queue_interrupt(self.index);
         }
         Ok(())
+    }
+
+    /// VIRTQ_AVAIL_F_NO_INTERRUPT (virtio 1.2, section 2.7.7), which virtio-queue does not look at. With event indices
+    /// the flag has no meaning.
+    #[inline]
+    fn is_muted(&self, memory: &GuestMemory) -> Result<bool> {
+        if self.queue.event_idx_enabled() {
+            return Ok(false);
+        }
+        let flags = memory.load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Acquire);
+        Ok(u16::from_le(flags.map_err(|e| self.broken(&e))?) & NO_INTERRUPT != 0)
     }
 
     fn broken(&self, what: &dyn std::fmt::Display) -> Error {

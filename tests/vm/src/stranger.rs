@@ -29,38 +29,40 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// Copies plugin-api and the stranger, and makes the changes. `name` is that of the folder, the plugin, and (with a
-    /// suffix) its devices.
+    /// Copies plugin-api and the stranger, and makes the changes. `name` is that of the folder and the plugin, and the
+    /// first part of the names of its devices.
     #[track_caller]
     pub fn new(name: &'static str, patches: &[Patch]) -> Self {
+        Self::with_devices(name, patches, name)
+    }
+
+    /// A plugin of another name that offers the stranger's devices.
+    #[track_caller]
+    pub fn rival() -> Self {
+        Self::with_devices("rival", &[], "stranger")
+    }
+
+    #[track_caller]
+    fn with_devices(name: &'static str, patches: &[Patch], prefix: &str) -> Self {
         let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = scratch().join(name);
         let root = workspace();
-        copy_sources(&root.join("plugin-api"), &folder.join("plugin-api"));
-        copy_sources(&root.join("tests/stranger"), &folder.join("tests/stranger"));
+        copy(&root.join("plugin-api"), &folder.join("plugin-api"), &|file, text| {
+            let of_this = patches.iter().filter(|patch| file.ends_with(Path::new("plugin-api").join(patch.file)));
+            of_this.fold(text, |text, patch| {
+                assert_eq!(text.matches(patch.old).count(), 1, "times that '{}' stands in {}", patch.old, patch.file);
+                text.replace(patch.old, patch.new)
+            })
+        });
+        copy(&root.join("tests/stranger"), &folder.join("tests/stranger"), &|file, text| {
+            let name = if file.ends_with("Cargo.toml") { name } else { prefix };
+            text.replace("stranger", name)
+        });
         for krate in ["host/registry", "host/options"] {
-            copy_sources(&root.join(krate), &folder.join(krate));
-        }
-        for patch in patches {
-            replace(&folder.join("plugin-api").join(patch.file), patch.old, patch.new);
-        }
-        for file in ["Cargo.toml", "src/lib.rs", "src/fragile.rs"] {
-            let path = folder.join("tests/stranger").join(file);
-            let text = std::fs::read_to_string(&path).expect("the stranger's files are there");
-            update(&path, &text.replace("stranger", name));
+            copy(&root.join(krate), &folder.join(krate), &|_, text| text);
         }
         write_workspace(&root, &folder);
         Self { folder, name }
-    }
-
-    /// A plugin of another name that offers a device of the stranger's.
-    #[track_caller]
-    pub fn rival() -> Self {
-        let variant = Self::new("rival", &[]);
-        let path = variant.folder.join("tests/stranger/src/lib.rs");
-        let text = std::fs::read_to_string(&path).expect("it was copied");
-        update(&path, &text.replace("rival-dice", "stranger-dice"));
-        variant
     }
 
     /// Builds the plugin and gives its file, whose content stays as it is.
@@ -146,35 +148,18 @@ fn keep(built: &Path, kept: &Path) -> PathBuf {
     kept.to_path_buf()
 }
 
-/// Copies a crate's sources. What has not changed keeps its time, for cargo's sake.
-fn copy_sources(from: &Path, to: &Path) {
+/// Copies a crate's sources with changes. What stays as it was keeps its time, for cargo's sake.
+#[track_caller]
+fn copy(from: &Path, to: &Path, change: &dyn Fn(&Path, String) -> String) {
     std::fs::create_dir_all(to).expect("the scratch folder is writable");
     for entry in std::fs::read_dir(from).expect("a crate's folder").flatten() {
         let (path, to) = (entry.path(), to.join(entry.file_name()));
         if path.is_dir() && !matches!(entry.file_name().to_str(), Some("target" | "fuzz" | "tests")) {
-            copy_sources(&path, &to);
+            copy(&path, &to, change);
         } else if path.extension().is_some_and(|e| e == "rs" || e == "toml") {
-            // Patched later: only what the workspace has changed since is copied again.
             let text = std::fs::read_to_string(&path).expect("sources are text");
-            let original = to.with_extension("original");
-            if std::fs::read_to_string(&original).ok().as_ref() != Some(&text) || !to.is_file() {
-                std::fs::write(&original, &text).expect("the scratch folder is writable");
-                std::fs::write(&to, &text).expect("the scratch folder is writable");
-            }
+            update(&to, &change(&path, text));
         }
-    }
-}
-
-/// Replaces a text that occurs once; nothing is written when it has been replaced already.
-#[track_caller]
-fn replace(path: &Path, old: &str, new: &str) {
-    let original = path.with_extension("original");
-    let text = std::fs::read_to_string(&original).unwrap_or_else(|e| panic!("{}: {e}", original.display()));
-    assert_eq!(text.matches(old).count(), 1, "times that '{old}' stands in {}", path.display());
-    // Several patches of one file follow one another.
-    let now = std::fs::read_to_string(path).unwrap_or(text);
-    if !now.contains(new) {
-        update(path, &now.replacen(old, new, 1));
     }
 }
 
