@@ -81,11 +81,14 @@ fn a_debian_root_computes_what_this_machine_computes() {
     let copy = folder.path().join("root.img");
     let copied = Command::new("cp").arg("--sparse=always").args([&image, &copy]).status().expect("cp starts");
     assert!(copied.success(), "there is room for a copy of {}", image.display());
-    let commands = "dpkg -l | grep -c ^ii; python3 -c 'print(2**0.5)'; printf abc > /tmp/x; openssl sha256 /tmp/x";
+    // The commands run beside the boot: the login comes when it comes.
+    let login = "for i in $(seq 100); do systemctl is-active serial-getty@ttyS0 && break; sleep 1; done; sleep 3";
+    let compute = "dpkg -l | grep -c ^ii; python3 -c 'print(2**0.5)'; printf abc > /tmp/x; openssl sha256 /tmp/x";
+    let commands = format!("{login}; {compute}");
     let drive = format!("file={},format=raw,if=virtio", copy.display());
     let initrd = guests.join("initramfs.cpio.gz");
     let more = ["-m", "512M", "-drive", &drive, "-device", "virtio-rng-pci"];
-    let Ended { status, stdout, stderr } = boot(&program, &kernel, &initrd, "root=/dev/vda", commands, &more);
+    let Ended { status, stdout, stderr } = boot(&program, &kernel, &initrd, "root=/dev/vda", &commands, &more);
     let packages = stdout.lines().filter_map(|l| l.trim().parse::<u32>().ok()).any(|n| n > 50);
     let facts = [
         "login: root",
