@@ -29,9 +29,8 @@ const GS_BASE: u32 = 0xc000_0101;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const TSC_AUX: u32 = 0xc000_0103;
 /// AMD registers that read as zero and take no notice of writes.
-const IGNORED: [u32; 8] = [
+const IGNORED: [u32; 7] = [
     0xc001_0010, // SYSCFG
-    0xc001_0015, // HWCR
     0xc001_0055, // interrupt pending message
     0xc001_0112, // TSEG base
     0xc001_001f, // NB_CFG
@@ -39,6 +38,8 @@ const IGNORED: [u32; 8] = [
     0xc001_1022, // DC_CFG
     0xc001_102a, // BU_CFG2
 ];
+/// AMD HWCR: bit 24 says that the TSC counts at the frequency of P0, that is, always at the same.
+const HWCR: u32 = 0xc001_0015;
 /// AMD DE_CFG: bit 1 says that LFENCE serialises, which it does.
 const DE_CFG: u32 = 0xc001_1029;
 
@@ -173,6 +174,7 @@ impl Cpu {
             KERNEL_GS_BASE => m.kernel_gs_base,
             TSC_AUX => m.tsc_aux,
             DE_CFG => 2,
+            HWCR => 1 << 24,
             kvmclock::WALL_CLOCK | kvmclock::WALL_CLOCK_OLD => m.wall_clock,
             kvmclock::SYSTEM_TIME | kvmclock::SYSTEM_TIME_OLD => m.system_time,
             _ => match MTRR_FIXED.iter().position(|&f| f == msr) {
@@ -199,7 +201,7 @@ impl Cpu {
             SYSENTER_ESP => self.msrs.sysenter_esp = canonical(v)?,
             SYSENTER_EIP => self.msrs.sysenter_eip = canonical(v)?,
             MCG_STATUS => self.msrs.mcg_status = v & 7,
-            PATCH_LEVEL | DEBUG_CTL | DE_CFG => {}
+            PATCH_LEVEL | DEBUG_CTL | DE_CFG | HWCR => {}
             0x200..=0x20f => {
                 if v >> crate::cpuid::PHYSICAL_BITS != 0 {
                     return Err(Fault::GP);
