@@ -1,18 +1,16 @@
 //! A machine that runs the small Linux guest on the software CPU.
 
-#![expect(clippy::print_stdout, reason = "why a test is skipped is for the log")]
-
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::monitor::connect;
-use crate::{Cage, Console, Monitor, program_with};
+use crate::{Cage, Console, Monitor, program_with, skip};
 
 /// Kernel and initial ramdisk; `None`, with the reason printed, where there are none.
 pub fn kernel() -> Option<(PathBuf, PathBuf)> {
     let Some(folder) = std::env::var_os("CARDCAGE_GUESTS").map(PathBuf::from) else {
-        println!("skipped: CARDCAGE_GUESTS names no folder with guests; scripts/test sets it");
+        skip("CARDCAGE_GUESTS names no folder with guests; scripts/test sets it");
         return None;
     };
     let kernels = ["linux-6.1", "linux-6.12"].map(|series| folder.join(series).join("bzImage"));
@@ -20,10 +18,7 @@ pub fn kernel() -> Option<(PathBuf, PathBuf)> {
     match kernels.into_iter().find(|k| k.is_file()).filter(|_| initrd.is_file()) {
         Some(kernel) => Some((kernel, initrd)),
         None => {
-            println!(
-                "skipped: {} holds no kernel with an initial ramdisk; scripts/guests makes them",
-                folder.display()
-            );
+            skip(format!("{} holds no kernel with an initial ramdisk; scripts/guests makes them", folder.display()));
             None
         }
     }

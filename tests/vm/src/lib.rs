@@ -29,10 +29,15 @@ use std::time::Duration;
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
+/// Says why a test does not run.
+pub fn skip(reason: impl std::fmt::Display) {
+    println!("skipped: {reason}");
+}
+
 /// The program under test; `None`, with the reason printed, where there is none.
 pub fn program() -> Option<PathBuf> {
     let Some(path) = std::env::var_os("CARDCAGE_BIN").map(PathBuf::from) else {
-        println!("skipped: CARDCAGE_BIN names no program; scripts/test sets it");
+        skip("CARDCAGE_BIN names no program; scripts/test sets it");
         return None;
     };
     assert!(path.is_file(), "CARDCAGE_BIN is '{}', which is no file", path.display());
@@ -48,7 +53,7 @@ pub fn program_with(plugins: &[&str]) -> Option<PathBuf> {
     match plugins.iter().find(|name| !has(name)) {
         None => Some(program),
         Some(missing) => {
-            println!("skipped: there is no plugin '{missing}' in CARDCAGE_PLUGIN_PATH");
+            skip(format!("there is no plugin '{missing}' in CARDCAGE_PLUGIN_PATH"));
             None
         }
     }
@@ -59,7 +64,7 @@ pub fn tool(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
     if !there {
-        println!("skipped: this machine has no {name}");
+        skip(format!("this machine has no {name}"));
     }
     there
 }

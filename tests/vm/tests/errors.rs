@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cardcage_tests::{Cage, kernel, program, program_with, run, stranger, tool};
+use cardcage_tests::{Cage, kernel, program, program_with, run, skip, stranger, tool};
 use tempfile::TempDir;
 
 /// Exit status of a command line that makes no sense.
@@ -412,14 +412,18 @@ fn a_disk_that_cannot_be_used_is_refused() {
     content[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
     let trap = lab.file("trap.img", &content);
     disk(&format!("file={trap}"), USAGE, &["format="]);
+}
 
-    let lonely = lab.file("lonely.img", &[0; 1 << 20]);
-    std::fs::set_permissions(&lonely, std::fs::Permissions::from_mode(0)).unwrap();
+#[test]
+fn a_disk_without_permission_is_refused() {
+    let Some(lab) = Lab::new() else { return };
     if rustix::process::geteuid().is_root() {
-        println!("skipped: root reads what is unreadable to others");
-    } else {
-        disk(&format!("file={lonely},format=raw"), ERROR, &[&lonely, "Permission denied"]);
+        return skip("root reads what is unreadable to others");
     }
+    let image = lab.file("disk.img", &[0; 1 << 20]);
+    std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o000)).unwrap();
+    let args = format!("-nodefaults -drive file={image},format=raw,if=none,id=d");
+    lab.check(&args, ERROR, &[&image, "Permission denied"]);
 }
 
 #[test]

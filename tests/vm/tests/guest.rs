@@ -4,7 +4,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cardcage_tests::{Cage, Console, Guest, kernel, program_with};
+use cardcage_tests::{Cage, Console, Guest, kernel, program_with, skip};
 use rustix::fs::OFlags;
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -132,7 +132,7 @@ fn the_power_button_reaches_the_guest() {
     let Some((kernel, initrd)) = kernel() else { return };
     let module = kernel.with_file_name("modules").join("kernel/drivers/acpi/button.ko");
     let Ok(module) = std::fs::read(&module) else {
-        println!("skipped: there is no {}", module.display());
+        skip(format!("there is no {}", module.display()));
         return;
     };
     // The kernel takes several archives, one behind the other.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cardcage_tests::{Cage, Monitor, PATIENCE, program, program_with, run, tool};
+use cardcage_tests::{Cage, Monitor, PATIENCE, program, program_with, run, skip, tool};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -474,7 +474,7 @@ fn qemus_own_client_library_holds_a_session() {
             .unwrap();
         if !pip.status.success() {
             let text = String::from_utf8_lossy(&pip.stderr).into_owned();
-            println!("skipped: PyPI's qemu.qmp cannot be installed: {}", text.lines().last().unwrap_or_default());
+            skip(format!("PyPI's qemu.qmp cannot be installed: {}", text.lines().last().unwrap_or_default()));
             return lab.quit();
         }
     }
