@@ -93,6 +93,8 @@ pub(crate) struct Cache {
     #[expect(clippy::vec_box, reason = "blocks are pointed at and must not move")]
     all: Vec<Box<Block>>,
     bytes: usize,
+    /// Whether blocks have died since links were last looked up again because of that, by bit 63 of their address.
+    dead_since_epoch: [bool; 2],
 }
 
 impl Cache {
@@ -345,9 +347,17 @@ impl Cpu {
                 });
             }
         }
-        // Links into the block are looked up again.
+        // Links into the block lead to `op::stale`, which ends the epoch if ever it is run.
+        self.cache.dead_since_epoch[(rip >> 63) as usize] = true;
+    }
+
+    /// Makes links be looked up again if some may lead to dead blocks in the half of the address space that `rip` is in.
+    pub(crate) fn forget_dead_links(&mut self, rip: u64) {
         let half = (rip >> 63) as usize;
-        self.new_epoch_of(half);
+        if self.cache.dead_since_epoch[half] {
+            self.cache.dead_since_epoch[half] = false;
+            self.new_epoch_of(half);
+        }
     }
 
     /// Drops what devices or the host have overwritten. Called where the processor serialises.

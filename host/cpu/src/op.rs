@@ -253,8 +253,12 @@ fn jump_slowly(c: &mut Cpu, rip: u64) -> Ret {
 }
 
 /// Replaces the handlers of a block that has died: control leaves before the instruction.
+///
+/// A link may have led here. From now on all links are looked up again, so that none does so twice. That is dear, and
+/// most blocks that die are never run again; hence it is done here, not where the block dies.
 pub(crate) extern "C" fn stale(c: &mut Cpu, op: &Op) -> Ret {
     let rip = op.rip();
+    c.forget_dead_links(rip);
     c.budget = c.budget.wrapping_sub(i64::from(op.n));
     c.rip = rip;
     stop()
