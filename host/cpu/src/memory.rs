@@ -12,6 +12,30 @@ pub(crate) fn is_canonical(a: u64) -> bool {
     ((a as i64) << 16 >> 16) as u64 == a
 }
 
+/// Reads up to 8 bytes of RAM.
+#[inline]
+fn peek_any(p: *const u8, size: usize) -> u64 {
+    match size {
+        1 => tlb::peek::<1>(p),
+        2 => tlb::peek::<2>(p),
+        4 => tlb::peek::<4>(p),
+        8 => tlb::peek::<8>(p),
+        _ => (0..size).fold(0, |v, i| v | tlb::peek::<1>(p.wrapping_add(i)) << (8 * (i & 7))),
+    }
+}
+
+/// Writes up to 8 bytes of RAM.
+#[inline]
+fn poke_any(p: *mut u8, size: usize, v: u64) {
+    match size {
+        1 => tlb::poke::<1>(p, v),
+        2 => tlb::poke::<2>(p, v),
+        4 => tlb::poke::<4>(p, v),
+        8 => tlb::poke::<8>(p, v),
+        _ => (0..size).for_each(|i| tlb::poke::<1>(p.wrapping_add(i), v >> (8 * (i & 7)))),
+    }
+}
+
 impl Cpu {
     pub(crate) fn is_user(&self) -> bool {
         self.cpl == 3
@@ -125,6 +149,9 @@ impl Cpu {
     }
 
     pub(crate) fn read_as(&mut self, a: u64, size: usize, user: bool) -> Res<u64> {
+        if let Some(p) = self.tlb.place(user, a, size, false) {
+            return Ok(peek_any(p, size));
+        }
         let first = (0x1000 - (a & 0xfff)) as usize;
         if first >= size {
             let m = self.map(a, Access::Read, user)?;
@@ -149,6 +176,10 @@ impl Cpu {
     }
 
     pub(crate) fn write_as(&mut self, a: u64, size: usize, v: u64, user: bool) -> Res {
+        if let Some(p) = self.tlb.place(user, a, size, true) {
+            poke_any(p, size, v);
+            return Ok(());
+        }
         let first = (0x1000 - (a & 0xfff)) as usize;
         if first >= size {
             let m = self.map(a, Access::Write, user)?;
@@ -170,6 +201,9 @@ impl Cpu {
     /// Checks that `size` bytes can be written, without writing them.
     pub(crate) fn probe_write(&mut self, a: u64, size: usize) -> Res {
         let user = self.is_user();
+        if self.tlb.place(user, a, size, true).is_some() {
+            return Ok(());
+        }
         self.map(a, Access::Write, user)?;
         let last = self.wrap(a.wrapping_add(size as u64 - 1));
         if (a ^ last) & !0xfff != 0 {
@@ -181,6 +215,9 @@ impl Cpu {
     /// Checks that `size` bytes can be read, without reading them.
     pub(crate) fn probe_read(&mut self, a: u64, size: usize) -> Res {
         let user = self.is_user();
+        if self.tlb.place(user, a, size, false).is_some() {
+            return Ok(());
+        }
         self.map(a, Access::Read, user)?;
         let last = self.wrap(a.wrapping_add(size as u64 - 1));
         if (a ^ last) & !0xfff != 0 {
@@ -251,13 +288,7 @@ impl Cpu {
             return (v >> (8 * (phys & 3))) & mask(size);
         }
         match self.ram.host_address(phys, size as u64) {
-            Some(p) => match size {
-                1 => tlb::peek::<1>(p),
-                2 => tlb::peek::<2>(p),
-                4 => tlb::peek::<4>(p),
-                8 => tlb::peek::<8>(p),
-                _ => (0..size).fold(0, |v, i| v | tlb::peek::<1>(p.wrapping_add(i)) << (8 * i)),
-            },
+            Some(p) => peek_any(p, size),
             None => self.read_bus(phys, size),
         }
     }
@@ -282,13 +313,7 @@ impl Cpu {
         }
         match self.ram.host_address(phys, size as u64) {
             Some(p) => {
-                match size {
-                    1 => tlb::poke::<1>(p, v),
-                    2 => tlb::poke::<2>(p, v),
-                    4 => tlb::poke::<4>(p, v),
-                    8 => tlb::poke::<8>(p, v),
-                    _ => (0..size).for_each(|i| tlb::poke::<1>(p.wrapping_add(i), v >> (8 * (i & 7)))),
-                }
+                poke_any(p, size, v);
                 self.note_store(phys, size as u64);
             }
             None => {

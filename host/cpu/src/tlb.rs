@@ -182,6 +182,15 @@ impl Tlb {
         }
     }
 
+    /// Host address of `size` bytes at `a` as a class sees them, if the TLB has the page and all of them are on it.
+    #[inline]
+    pub(crate) fn place(&self, user: bool, a: u64, size: usize, write: bool) -> Option<*mut u8> {
+        let e = &self.entries[((a >> 12) as usize & (SETS - 1)) + if user { SETS } else { 0 }];
+        let tag = if write { e.write } else { e.read };
+        let inside = a.wrapping_add(size as u64 - 1) & !0xfff == tag && a & !0xfff == tag;
+        inside.then(|| std::ptr::with_exposed_provenance_mut(a.wrapping_add(e.addend) as usize))
+    }
+
     /// Host address of one byte at `a` and of what follows on its page, if the TLB has the page.
     pub(crate) fn span(&self, a: u64, write: bool) -> Option<*mut u8> {
         let p = if write { self.host::<1, true>(a) } else { self.host::<1, false>(a) };
