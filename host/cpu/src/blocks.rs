@@ -7,8 +7,12 @@
 //! page's dirty bit and are noticed by [`Cpu::check_device_writes`] at serialising points.
 //!
 //! A dead block's operations are replaced by [`op::stale`], so threaded code that is inside it, or that reaches it
-//! through a link, leaves before the next instruction. Its memory is kept until [`Cpu::flush_blocks`], which runs only
-//! when no handler is active.
+//! through a link, leaves before the next instruction. Its memory is kept until [`Cpu::trim_blocks`] or
+//! [`Cpu::flush_blocks`] frees it, which run only when no handler is active.
+//!
+//! Most code runs once and never again. So when blocks have come to take much memory, a new generation begins: every
+//! link and every entry of the jump cache is looked up again, which marks the blocks that are still in use. Once more
+//! code has been decoded, those without the mark are freed.
 #![expect(unsafe_code, reason = "blocks are boxed rows that operations point into")]
 
 use std::collections::HashMap;
@@ -23,8 +27,14 @@ use crate::op::{self, Op, flag};
 use crate::paging::Access;
 use crate::state::{CS, Cpu, mode};
 
-/// Rows in bytes above which all blocks are dropped.
+/// Bytes of blocks above which all are dropped, even if they are in use.
 const CAPACITY: usize = 96 << 20;
+/// Bytes of blocks at which a new generation begins, unless more than that is in use.
+const ENOUGH: usize = 6 << 20;
+/// Bytes that are added before blocks without the mark of the present generation are freed.
+const SLICE: usize = 2 << 20;
+/// What a block costs beside its row and its instructions: itself, its places in the maps, the allocator's own.
+const OVERHEAD: usize = 192;
 /// No page.
 const NONE: u64 = u64::MAX;
 
@@ -38,9 +48,28 @@ pub(crate) struct Block {
     second: u64,
     mode: u8,
     dead: bool,
+    /// When it was last looked up.
+    generation: u32,
     row: Box<[Op]>,
     /// Instructions that handlers of rare ones look at.
-    _instructions: Box<[Instruction]>,
+    instructions: Box<[Instruction]>,
+}
+
+impl Block {
+    /// Memory that it takes.
+    fn bytes(&self) -> usize {
+        size_of_val::<[Op]>(&self.row) + size_of_val::<[Instruction]>(&self.instructions) + OVERHEAD
+    }
+
+    /// The 64-byte lines of `page` that its code is on.
+    fn lines_on(&self, page: u64) -> u64 {
+        let (start, end) = if self.phys & !0xfff == page {
+            (self.phys & 0xfff, ((self.phys & 0xfff) + u64::from(self.len)).min(0x1000))
+        } else {
+            (0, ((self.phys & 0xfff) + u64::from(self.len)).saturating_sub(0x1000))
+        };
+        lines(start, end.saturating_sub(start).max(1))
+    }
 }
 
 /// An entry of the jump cache.
@@ -84,6 +113,14 @@ struct CodePage {
     blocks: Vec<*mut Block>,
 }
 
+impl CodePage {
+    /// Works out `lines` anew.
+    fn recount(&mut self, page: u64) {
+        // SAFETY: pages list live blocks only.
+        self.lines = self.blocks.iter().fold(0, |all, &b| all | unsafe { &*b }.lines_on(page));
+    }
+}
+
 /// All blocks of one processor.
 #[derive(Default)]
 pub(crate) struct Cache {
@@ -95,6 +132,11 @@ pub(crate) struct Cache {
     bytes: usize,
     /// Whether blocks have died since links were last looked up again because of that, by bit 63 of their address.
     dead_since_epoch: [bool; 2],
+    generation: u32,
+    /// Bytes at which the next step is taken: a new generation, or freeing what is not of the present one.
+    next_step: usize,
+    /// The step is to free blocks.
+    marking: bool,
 }
 
 impl Cache {
@@ -148,7 +190,8 @@ impl Cpu {
         let key = (rip, phys << 8 | u64::from(self.mode));
         if let Some(&block) = self.cache.map.get(&key) {
             // SAFETY: the map holds live blocks only; `all` owns them.
-            let block = unsafe { &*block };
+            let block = unsafe { &mut *block };
+            block.generation = self.cache.generation;
             if block.second == NONE {
                 return Ok(block.row.as_ptr());
             }
@@ -156,8 +199,8 @@ impl Cpu {
             if next & !0xfff == block.second {
                 return Ok(block.row.as_ptr());
             }
-            let stale: *const Block = block;
-            self.kill(stale.cast_mut());
+            let stale: *mut Block = block;
+            self.kill(stale);
         }
         self.build(rip, linear, phys)
     }
@@ -221,8 +264,9 @@ impl Cpu {
             second,
             mode: self.mode,
             dead: false,
+            generation: self.cache.generation,
             row: Box::default(),
-            _instructions: lowered.instructions,
+            instructions: lowered.instructions,
         });
         let mut last = Op::new(op::end);
         last.flags = flag::END;
@@ -230,10 +274,10 @@ impl Cpu {
         last.offset = lowered.len as u16;
         last.imm = &raw const *block as u64;
         row.push(last);
-        self.cache.bytes += row.len() * size_of::<Op>() + lowered.extra_bytes;
         self.cache.all.push(block);
         let Some(block) = self.cache.all.last_mut() else { return Err(crate::fault::Fault::Trouble) };
         block.row = row.into_boxed_slice();
+        self.cache.bytes += block.bytes();
         let entry = block.row.as_ptr();
         let pointer: *mut Block = &raw mut **block;
         self.cache.map.insert((rip, phys << 8 | u64::from(self.mode)), pointer);
@@ -289,13 +333,7 @@ impl Cpu {
         let mut doomed = Vec::new();
         for &block in &info.blocks {
             // SAFETY: pages list live blocks only.
-            let b = unsafe { &*block };
-            let (start, end) = if b.phys & !0xfff == page {
-                (b.phys & 0xfff, ((b.phys & 0xfff) + u64::from(b.len)).min(0x1000))
-            } else {
-                (0, (b.phys & 0xfff) + u64::from(b.len) - 0x1000)
-            };
-            if lines(start, end.saturating_sub(start).max(1)) & hit != 0 {
+            if unsafe { &*block }.lines_on(page) & hit != 0 {
                 doomed.push(block);
             }
         }
@@ -306,7 +344,7 @@ impl Cpu {
 
     /// Makes a block unreachable and its operations stale.
     fn kill(&mut self, block: *mut Block) {
-        // SAFETY: callers pass live blocks; `all` keeps the memory until `flush_blocks`. No reference to the block's
+        // SAFETY: callers pass live blocks; `all` keeps the memory until blocks are freed. No reference to the block's
         // fields other than its row exists outside this module's functions.
         let (rip, phys, second, mode) = unsafe {
             let b = &mut *block;
@@ -335,16 +373,7 @@ impl Cpu {
                 self.cache.pages.remove(&page);
                 self.ram.unwatch(page);
             } else {
-                info.lines = info.blocks.iter().fold(0, |all, &b| {
-                    // SAFETY: pages list live blocks only.
-                    let b = unsafe { &*b };
-                    let (start, end) = if b.phys & !0xfff == page {
-                        (b.phys & 0xfff, ((b.phys & 0xfff) + u64::from(b.len)).min(0x1000))
-                    } else {
-                        (0, (b.phys & 0xfff) + u64::from(b.len) - 0x1000)
-                    };
-                    all | lines(start, end.saturating_sub(start).max(1))
-                });
+                info.recount(page);
             }
         }
         // Links into the block lead to `op::stale`, which ends the epoch if ever it is run.
@@ -377,9 +406,48 @@ impl Cpu {
         }
     }
 
-    /// Whether rows take so much memory that all should be dropped.
-    pub(crate) fn blocks_are_many(&self) -> bool {
-        self.cache.bytes > CAPACITY
+    /// Keeps the memory that blocks take within bounds. Only from the run loop, when no handler is active.
+    pub(crate) fn trim_blocks(&mut self) {
+        if self.cache.bytes <= self.cache.next_step.max(ENOUGH) {
+            return;
+        }
+        if self.cache.bytes > CAPACITY {
+            self.flush_blocks();
+        } else if !self.cache.marking {
+            self.cache.generation = self.cache.generation.wrapping_add(1);
+            self.cache.marking = true;
+            self.cache.next_step = self.cache.bytes + SLICE;
+            self.new_epoch();
+        } else {
+            self.free_unmarked();
+            self.cache.marking = false;
+            self.cache.next_step = self.cache.bytes + (self.cache.bytes / 2).max(SLICE);
+        }
+    }
+
+    /// Frees the blocks that have not been looked up in the present generation, and dead ones.
+    fn free_unmarked(&mut self) {
+        // Since the generation began, links and jumps were resolved to marked blocks only; but some may have died.
+        self.forget_dead_links(0);
+        self.forget_dead_links(u64::MAX);
+        self.fault_op = std::ptr::null();
+        let now = self.cache.generation;
+        // SAFETY: map and pages list live blocks only; `all`, which owns them, comes last.
+        let marked = |b: *mut Block| unsafe { (*b).generation == now };
+        self.cache.map.retain(|_, b| marked(*b));
+        let ram = &self.ram;
+        self.cache.pages.retain(|&page, info| {
+            info.blocks.retain(|&b| marked(b));
+            if info.blocks.is_empty() {
+                ram.unwatch(page);
+                return false;
+            }
+            info.blocks.shrink_to_fit();
+            info.recount(page);
+            true
+        });
+        self.cache.all.retain(|b| !b.dead && b.generation == now);
+        self.cache.bytes = self.cache.all.iter().map(|b| b.bytes()).sum();
     }
 
     /// Drops all blocks and frees them. Only from the run loop, when no handler is active.

@@ -7,7 +7,7 @@
 //!
 //! # Invariants
 //! * Every `Op` lives in a row that ends with `END`, and no handler steps beyond its own block's end.
-//! * Rows are freed only when no handler is active (`blocks::Cache::flush`).
+//! * Rows are freed only when no handler is active (`Cpu::trim_blocks`, `Cpu::flush_blocks`).
 //! * Register numbers in an `Op` are below 32 ([`Reg`]); byte registers below 128 ([`Op::a`] as a byte index).
 #![expect(unsafe_code, reason = "operations are reached through raw pointers within their row")]
 
@@ -202,8 +202,8 @@ pub(crate) fn follow(c: &mut Cpu, op: &Op, i: usize) -> Ret {
     let link = op.link_at(i);
     c.budget = c.budget.wrapping_sub(i64::from(op.n));
     if c.budget >= 0 && link.epoch.get() == c.epoch[usize::from(link.half & 1)] {
-        // SAFETY: a link whose epoch is the present one leads to a live row: rows die only by `flush`, which begins
-        // new epochs.
+        // SAFETY: a link whose epoch is the present one leads to a live row: rows are freed only after
+        // new epochs have begun.
         return enter(c, unsafe { &*link.to.get() });
     }
     follow_slowly(c, link)

@@ -27,9 +27,7 @@ impl Cpu {
             if let Some(exit) = self.handle_events()? {
                 return Ok(exit);
             }
-            if self.cache_is_full() {
-                self.flush_blocks();
-            }
+            self.trim_blocks();
             let step = self.shadow || self.rflags & rflags::TF != 0 || self.breakpoints_enabled();
             self.set_step(step);
             if step {
@@ -41,10 +39,6 @@ impl Cpu {
                 self.handle_fault()?;
             }
         }
-    }
-
-    fn cache_is_full(&self) -> bool {
-        self.blocks_are_many()
     }
 
     /// Runs threaded code until it stops.

@@ -241,7 +241,7 @@ impl Cpu {
     /// The instruction pointer of the operation at fault, if `rip` does not have it.
     pub(crate) fn faulting_operation(&mut self) -> Option<u64> {
         let op = std::mem::replace(&mut self.fault_op, std::ptr::null());
-        // SAFETY: `note_fault` was called by a handler of a row that lives until the next `flush_blocks`, which takes
+        // SAFETY: `note_fault` was called by a handler of a row that lives until blocks are freed next, which takes
         // the pointer back.
         (!op.is_null()).then(|| unsafe { (*op).rip() })
     }

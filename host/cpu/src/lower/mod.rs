@@ -25,7 +25,6 @@ pub(crate) struct Lowered {
     pub(crate) instructions: Box<[Instruction]>,
     pub(crate) len: u32,
     pub(crate) count: u8,
-    pub(crate) extra_bytes: usize,
 }
 
 const OPTIONS: u32 = DecoderOptions::AMD
@@ -121,8 +120,7 @@ pub(crate) fn block(c: &Cpu, rip: u64, code: &Code) -> Res<Lowered> {
             o.imm = std::ptr::from_ref(i) as u64;
         }
     }
-    let extra_bytes = size_of_val::<[Instruction]>(&instructions) + 256;
-    Ok(Lowered { row, instructions, len: len as u32, count: n, extra_bytes })
+    Ok(Lowered { row, instructions, len: len as u32, count: n })
 }
 
 /// Which instructions set flags that somebody reads.

@@ -92,3 +92,28 @@ fn an_instruction_across_pages_follows_its_second_page() {
     let (_, s) = g.run();
     assert_eq!((s.gpr[3], s.gpr[0]), (1, 0x0004_0001 & 0xffff_ffff));
 }
+
+#[test]
+fn more_code_than_is_kept_runs_and_can_be_changed() {
+    const BLOCKS: u64 = 40_000;
+    let mut g = Guest::new();
+    // A long row of: add rax, 1; jmp to the next.
+    let mut row = [0x48, 0x83, 0xc0, 1, 0xeb, 0].repeat(BLOCKS as usize);
+    let changed = DATA + 6 * (BLOCKS / 2) + 3;
+    let tail = assemble(DATA + 6 * BLOCKS, |a| {
+        a.mov(rdx, changed).unwrap();
+        a.inc(byte_ptr(rdx)).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(DATA).unwrap();
+        a.out(0xf4, al).unwrap();
+    });
+    row.extend(tail);
+    g.ram.write(DATA, &row).unwrap();
+    g.code(CODE, |a| {
+        a.xor(eax, eax).unwrap();
+        a.mov(ecx, 3).unwrap();
+        a.jmp(DATA).unwrap();
+    });
+    let (_, s) = g.run();
+    assert_eq!(s.gpr[0], 3 * BLOCKS + 1 + 2);
+}
