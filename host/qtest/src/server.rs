@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::command::Interpreter;
 use crate::log::Log;
@@ -16,6 +17,10 @@ use crate::{QtestAddress, QtestTarget};
 
 /// Bytes of one request line: what a write of the largest size takes in hexadecimal, and some words.
 const MAX_LINE: usize = (512 << 20) + 4096;
+
+/// How long a client may take to read its last reply.
+const LAST_REPLY: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// The server cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +70,11 @@ impl Connection {
     fn open(&self, stream: &UnixStream) -> io::Result<bool> {
         let mut current = self.stream();
         *current = Some(stream.try_clone()?);
-        Ok(!self.closing.load(Ordering::SeqCst))
+        Ok(!self.is_closing())
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
     }
 
     /// Ends the connection with the client, if there is one.
@@ -76,9 +85,13 @@ impl Connection {
         }
     }
 
+    /// Takes no more requests; the one that is being served may be what ends the machine, and gets its reply.
     fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        self.hang_up();
+        if let Some(stream) = &*self.stream() {
+            // The client may have closed it already.
+            let _ = stream.shutdown(Shutdown::Read);
+        }
     }
 }
 
@@ -91,7 +104,8 @@ impl Drop for HangUp {
     }
 }
 
-/// A running qtest server. Dropping it closes the connection and waits for its thread, `qtest`.
+/// A running qtest server. Dropping it lets the request that is being served end, closes the connection and waits for the
+/// thread, `qtest`. Not from inside of a request.
 pub struct Qtest {
     connection: Arc<Connection>,
     listener: Option<(UnixListener, PathBuf)>,
@@ -154,6 +168,11 @@ impl Drop for Qtest {
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
             let _ = fs::remove_file(path);
         }
+        let start = Instant::now();
+        while self.thread.as_ref().is_some_and(|t| !t.is_finished()) && start.elapsed() < LAST_REPLY {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        self.connection.hang_up();
         self.join();
     }
 }
@@ -217,6 +236,9 @@ impl<T: QtestTarget> Session<T> {
                 let replies = self.request(&input);
                 stream.write_all(&replies)?;
                 input.clear();
+                if self.connection.is_closing() {
+                    return Ok(());
+                }
             }
             input.extend_from_slice(rest);
             if input.len() > MAX_LINE {
