@@ -91,6 +91,7 @@ pub(crate) struct Board {
     event_loop: EventLoop,
     config_ports: Arc<ConfigPorts>,
     pm: Arc<Piix4Pm>,
+    paused: bool,
 }
 
 /// The machine as vCPUs and tests see it.
@@ -148,7 +149,7 @@ impl Board {
         let both = [spaces.ports.clone(), spaces.memory.clone()];
         let devices = DeviceTable::new(services.clone(), config.registry.clone(), lines, bus, both);
         let (irqchip, kernel) = (made.irqchip, made.kernel);
-        let mut board = Self { services, devices, irqchip, kernel, spaces, event_loop, config_ports, pm };
+        let mut board = Self { services, devices, irqchip, kernel, spaces, event_loop, config_ports, pm, paused: true };
         for options in &config.devices {
             board.add_device(options)?;
         }
@@ -182,8 +183,11 @@ impl Board {
         self.devices.reset();
     }
 
-    /// Time and devices go on.
-    pub(crate) fn resume(&self) {
+    /// Time and devices go on. Nothing if they do already.
+    pub(crate) fn resume(&mut self) {
+        if !std::mem::take(&mut self.paused) {
+            return;
+        }
         self.devices.run_state(true);
         if let Some(kernel) = &self.kernel {
             kernel.resume(&self.services.clock);
@@ -193,8 +197,12 @@ impl Board {
         self.services.set_running(true);
     }
 
-    /// Time stands still and no device works when this returns. vCPUs have stopped before.
-    pub(crate) fn pause(&self) {
+    /// Time stands still and no device works when this returns. vCPUs have stopped before. Nothing if that is so
+    /// already.
+    pub(crate) fn pause(&mut self) {
+        if std::mem::replace(&mut self.paused, true) {
+            return;
+        }
         self.services.set_running(false);
         self.services.clock.stop();
         if let Some(kernel) = &self.kernel {

@@ -24,8 +24,9 @@ impl Frontend for Port {
     fn room(&self) -> usize {
         let running = self.services.upgrade().is_some_and(|s| s.running.load(Ordering::SeqCst));
         let slot = self.slot.upgrade().filter(|_| running);
-        let room = slot.and_then(|s| s.call(|d| d.char_room(self.token))).unwrap_or(0);
-        room.saturating_sub(self.on_way.load(Ordering::SeqCst))
+        // Before the device is asked: what reaches it meanwhile is then counted twice, never not at all.
+        let on_way = self.on_way.load(Ordering::SeqCst);
+        slot.and_then(|s| s.call(|d| d.char_room(self.token))).unwrap_or(0).saturating_sub(on_way)
     }
 
     /// Through the event loop, which stands while the machine does: there may have been room when it still ran.
