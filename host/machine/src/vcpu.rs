@@ -1,5 +1,6 @@
 //! vCPU threads: they run guest code while the machine runs, and are parked otherwise.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -58,7 +59,7 @@ impl Vcpus {
             let vcpu: SharedVcpu = Arc::new(Mutex::new(vcpu));
             let (shared, own) = (all.shared.clone(), vcpu.clone());
             let builder = std::thread::Builder::new().name(format!("CPU {index}/{suffix}")).stack_size(STACK);
-            all.threads.push(builder.spawn(move || run(&shared, &own))?);
+            all.threads.push(builder.spawn(move || run(&shared, &own, index as u32))?);
             all.vcpus.push((vcpu, signal));
         }
         Ok(all)
@@ -109,11 +110,16 @@ impl Drop for Vcpus {
     }
 }
 
-fn run(shared: &Shared, vcpu: &SharedVcpu) {
+fn run(shared: &Shared, vcpu: &SharedVcpu, index: u32) {
     // Waits for an opening after this one: 0 for any.
     let mut after = 0;
     while let Some(opening) = wait_for_opening(shared, after) {
-        let exit = vcpu.lock().unwrap_or_else(PoisonError::into_inner).run();
+        let exit = catch_unwind(AssertUnwindSafe(|| vcpu.lock().unwrap_or_else(PoisonError::into_inner).run()));
+        // A slip of this program's stops the guest, and leaves it to be looked at; it must not leave it half alive.
+        let exit = exit.unwrap_or_else(|_| {
+            let what = "the program panicked while it ran guest code; please report it with the message above".into();
+            Err(VcpuError::Internal { index, rip: 0, what })
+        });
         after = match exit {
             Ok(Exit::Kicked | Exit::Debug) => 0,
             Ok(Exit::Shutdown) => {
