@@ -48,6 +48,10 @@ impl Link {
 
 /// Starts the thread.
 pub(crate) fn start(id: &str, core: &Arc<Core>, port: Port, link: Option<Link>) -> Result<(), CharError> {
+    if link.is_some() {
+        // Not first from the thread: what a frontend writes before it runs would be lost.
+        core.opened();
+    }
     let mut worker = Worker { core: core.clone(), port, link };
     core.thread_started();
     let name = format!("char-{id}");
@@ -85,9 +89,6 @@ struct Ready {
 
 impl Worker {
     fn run(&mut self) {
-        if self.link.is_some() {
-            self.core.opened();
-        }
         let mut buffer = [0; CHUNK];
         while !self.core.is_closing() {
             self.core.deliver();
