@@ -209,9 +209,10 @@ pub(crate) fn follow(c: &mut Cpu, op: &Op, i: usize) -> Ret {
     follow_slowly(c, link)
 }
 
+/// Has the calling convention of handlers, so that a handler can end with a jump here.
 #[cold]
 #[inline(never)]
-fn follow_slowly(c: &mut Cpu, link: &Link) -> Ret {
+extern "C" fn follow_slowly(c: &mut Cpu, link: &Link) -> Ret {
     c.rip = link.rip;
     if c.budget < 0 {
         return stop();
@@ -237,9 +238,10 @@ pub(crate) fn jump(c: &mut Cpu, rip: u64, n: u8) -> Ret {
     jump_slowly(c, rip)
 }
 
+/// As [`follow_slowly`].
 #[cold]
 #[inline(never)]
-fn jump_slowly(c: &mut Cpu, rip: u64) -> Ret {
+extern "C" fn jump_slowly(c: &mut Cpu, rip: u64) -> Ret {
     c.rip = rip;
     if c.budget < 0 {
         return stop();

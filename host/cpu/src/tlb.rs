@@ -34,6 +34,7 @@ impl Entry {
 #[repr(C)]
 pub(crate) struct Tlb {
     entries: [Entry; 2 * SETS],
+    /// Offset in bytes of the present class's entries: 0 or `SETS` of them.
     class: usize,
     /// Entries filled for pages that are not global; more than fit are not listed and cost a full flush.
     listed: [u16; LIST],
@@ -99,7 +100,7 @@ impl Tlb {
 
     /// Chooses the table by privilege.
     pub(crate) fn select(&mut self, user: bool) {
-        self.class = if user { SETS } else { 0 };
+        self.class = if user { SETS * size_of::<Entry>() } else { 0 };
     }
 
     /// Takes in a page of RAM.
@@ -169,17 +170,16 @@ impl Tlb {
         }
     }
 
-    /// Host address of `size` bytes at `a`; null if the slow path has to look.
+    /// Host address of `SIZE` bytes at `a`; `None` if the slow path has to look.
     #[inline(always)]
-    fn host<const SIZE: usize, const WRITE: bool>(&self, a: u64) -> *mut u8 {
-        let at = ((a >> 12) as usize & (SETS - 1)) + self.class;
-        let e = &self.entries[at & (2 * SETS - 1)];
+    fn host<const SIZE: usize, const WRITE: bool>(&self, a: u64) -> Option<*mut u8> {
+        // Offsets in bytes rather than indices: two instructions less on the most travelled path.
+        let offset = ((a >> 12) as usize & (SETS - 1)) * size_of::<Entry>() + self.class;
+        // SAFETY: `class` is where one of the two tables of `SETS` entries begins, and the rest is less than a table.
+        let e = unsafe { &*self.entries.as_ptr().byte_add(offset) };
         let tag = if WRITE { e.write } else { e.read };
-        if a.wrapping_add(SIZE as u64 - 1) & !0xfff == tag {
-            std::ptr::with_exposed_provenance_mut(a.wrapping_add(e.addend) as usize)
-        } else {
-            std::ptr::null_mut()
-        }
+        let hit = a.wrapping_add(SIZE as u64 - 1) & !0xfff == tag;
+        hit.then(|| std::ptr::with_exposed_provenance_mut(a.wrapping_add(e.addend) as usize))
     }
 
     /// Host address of `size` bytes at `a` as a class sees them, if the TLB has the page and all of them are on it.
@@ -193,8 +193,7 @@ impl Tlb {
 
     /// Host address of one byte at `a` and of what follows on its page, if the TLB has the page.
     pub(crate) fn span(&self, a: u64, write: bool) -> Option<*mut u8> {
-        let p = if write { self.host::<1, true>(a) } else { self.host::<1, false>(a) };
-        (!p.is_null()).then_some(p)
+        if write { self.host::<1, true>(a) } else { self.host::<1, false>(a) }
     }
 }
 
@@ -237,46 +236,46 @@ impl Cpu {
     /// Loads `SZ` bytes at linear address `a`. `None`: a fault is noted.
     #[inline(always)]
     pub(crate) fn load<const SZ: usize>(&mut self, op: &Op, a: u64) -> Option<u64> {
-        let p = self.tlb.host::<SZ, false>(a);
-        if p.is_null() { self.load_slowly(op, a, SZ) } else { Some(peek::<SZ>(p)) }
+        match self.tlb.host::<SZ, false>(a) {
+            Some(p) => Some(peek::<SZ>(p)),
+            None => self.load_slowly(op, a, SZ),
+        }
     }
 
     /// Loads `SZ` bytes if the TLB has the page.
     #[inline(always)]
     pub(crate) fn load_fast<const SZ: usize>(&self, a: u64) -> Option<u64> {
-        let p = self.tlb.host::<SZ, false>(a);
-        if p.is_null() { None } else { Some(peek::<SZ>(p)) }
+        self.tlb.host::<SZ, false>(a).map(|p| peek::<SZ>(p))
     }
 
     /// Stores `SZ` bytes if the TLB has the page.
     #[inline(always)]
     pub(crate) fn store_fast<const SZ: usize>(&mut self, a: u64, v: u64) -> bool {
-        let p = self.tlb.host::<SZ, true>(a);
-        if p.is_null() {
-            return false;
-        }
-        poke::<SZ>(p, v);
-        true
+        self.tlb.host::<SZ, true>(a).map(|p| poke::<SZ>(p, v)).is_some()
     }
 
     /// Stores `SZ` bytes at linear address `a`. False: a fault is noted.
     #[inline(always)]
     pub(crate) fn store<const SZ: usize>(&mut self, op: &Op, a: u64, v: u64) -> bool {
-        let p = self.tlb.host::<SZ, true>(a);
-        if p.is_null() {
+        let Some(p) = self.tlb.host::<SZ, true>(a) else {
             return self.store_slowly(op, a, SZ, v);
-        }
+        };
         poke::<SZ>(p, v);
         true
+    }
+
+    /// Where `SZ` bytes are that can be loaded and stored to, if the TLB has the page.
+    #[inline(always)]
+    pub(crate) fn place_fast<const SZ: usize>(&self, a: u64) -> Option<*mut u8> {
+        self.tlb.host::<SZ, true>(a)
     }
 
     /// Loads `SZ` bytes that will be stored to.
     #[inline(always)]
     pub(crate) fn load_for_store<const SZ: usize>(&mut self, op: &Op, a: u64) -> Option<(u64, Place)> {
-        let p = self.tlb.host::<SZ, true>(a);
-        if p.is_null() {
+        let Some(p) = self.tlb.host::<SZ, true>(a) else {
             return self.load_for_store_slowly(op, a, SZ).map(|v| (v, Place::SLOW));
-        }
+        };
         Some((peek::<SZ>(p), Place(p)))
     }
 
@@ -293,10 +292,9 @@ impl Cpu {
     /// Loads 16 bytes.
     #[inline(always)]
     pub(crate) fn load16(&mut self, op: &Op, a: u64) -> Option<[u64; 2]> {
-        let p = self.tlb.host::<16, false>(a);
-        if p.is_null() {
+        let Some(p) = self.tlb.host::<16, false>(a) else {
             return self.load16_slowly(op, a);
-        }
+        };
         // SAFETY: the tag check has validated 16 bytes.
         Some(unsafe { p.cast::<[u64; 2]>().read_unaligned() })
     }
@@ -304,10 +302,9 @@ impl Cpu {
     /// Stores 16 bytes.
     #[inline(always)]
     pub(crate) fn store16(&mut self, op: &Op, a: u64, v: [u64; 2]) -> bool {
-        let p = self.tlb.host::<16, true>(a);
-        if p.is_null() {
+        let Some(p) = self.tlb.host::<16, true>(a) else {
             return self.store16_slowly(op, a, v);
-        }
+        };
         // SAFETY: the tag check has validated 16 bytes.
         unsafe { p.cast::<[u64; 2]>().write_unaligned(v) };
         true

@@ -3,6 +3,7 @@
 use super::{by_size, check, fast, get};
 use crate::op::{Handler, Op, Ret, next};
 use crate::state::{Cpu, mask};
+use crate::tlb::{peek, poke};
 
 pub(crate) const ADD: u8 = 0;
 pub(crate) const OR: u8 = 1;
@@ -135,6 +136,22 @@ extern "C" fn rm_slowly<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cp
 extern "C" fn mr<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &Op) -> Ret {
     let a = c.ea(o);
     if compares(K) {
+        let x = fast!(c.load_fast::<SZ>(a), mr_slowly::<K, SZ, FL>(c, o));
+        alu::<K, SZ, FL>(c, x, c.get::<SZ>(o.a));
+    } else {
+        let p = fast!(c.place_fast::<SZ>(a), mr_slowly::<K, SZ, FL>(c, o));
+        let v = alu::<K, SZ, FL>(c, peek::<SZ>(p), c.get::<SZ>(o.a));
+        poke::<SZ>(p, v);
+    }
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn mr_slowly<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &Op) -> Ret {
+    let a = c.ea(o);
+    if compares(K) {
         let x = get!(c.load::<SZ>(o, a));
         alu::<K, SZ, FL>(c, x, c.get::<SZ>(o.a));
     } else {
@@ -146,6 +163,22 @@ extern "C" fn mr<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &
 }
 
 extern "C" fn mi<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &Op) -> Ret {
+    let a = c.ea(o);
+    if compares(K) {
+        let x = fast!(c.load_fast::<SZ>(a), mi_slowly::<K, SZ, FL>(c, o));
+        alu::<K, SZ, FL>(c, x, o.imm);
+    } else {
+        let p = fast!(c.place_fast::<SZ>(a), mi_slowly::<K, SZ, FL>(c, o));
+        let v = alu::<K, SZ, FL>(c, peek::<SZ>(p), o.imm);
+        poke::<SZ>(p, v);
+    }
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn mi_slowly<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &Op) -> Ret {
     let a = c.ea(o);
     if compares(K) {
         let x = get!(c.load::<SZ>(o, a));
@@ -165,6 +198,16 @@ extern "C" fn r<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &O
 }
 
 extern "C" fn m<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &Op) -> Ret {
+    let p = fast!(c.place_fast::<SZ>(c.ea(o)), m_slowly::<K, SZ, FL>(c, o));
+    let v = alu::<K, SZ, FL>(c, peek::<SZ>(p), 0);
+    poke::<SZ>(p, v);
+    next(c, o)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn m_slowly<const K: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &Op) -> Ret {
     let a = c.ea(o);
     let (x, place) = get!(c.load_for_store::<SZ>(o, a));
     let v = alu::<K, SZ, FL>(c, x, 0);

@@ -42,12 +42,30 @@ extern "C" fn mi_slowly<const CC: u8, const TEST: bool, const SZ: usize>(c: &mut
 }
 
 extern "C" fn rm<const CC: u8, const TEST: bool, const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
+    let y = fast!(c.load_fast::<SZ>(c.ea(o)), rm_slowly::<CC, TEST, SZ>(c, o));
+    let x = c.get::<SZ>(o.a);
+    branch::<CC, TEST, SZ>(c, o, x, y)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn rm_slowly<const CC: u8, const TEST: bool, const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
     let y = get!(c.load::<SZ>(o, c.ea(o)));
     let x = c.get::<SZ>(o.a);
     branch::<CC, TEST, SZ>(c, o, x, y)
 }
 
 extern "C" fn mr<const CC: u8, const TEST: bool, const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
+    let x = fast!(c.load_fast::<SZ>(c.ea(o)), mr_slowly::<CC, TEST, SZ>(c, o));
+    let y = c.get::<SZ>(o.a);
+    branch::<CC, TEST, SZ>(c, o, x, y)
+}
+
+/// The same where the TLB does not have the page.
+#[cold]
+#[inline(never)]
+extern "C" fn mr_slowly<const CC: u8, const TEST: bool, const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
     let x = get!(c.load::<SZ>(o, c.ea(o)));
     let y = c.get::<SZ>(o.a);
     branch::<CC, TEST, SZ>(c, o, x, y)
