@@ -14,25 +14,43 @@ struct Sink {
 
 static SINK: OnceLock<Sink> = OnceLock::new();
 
-thread_local! {
+/// What this plugin knows of a thread. One variable: to find a thread-local of a shared library costs a call.
+pub(crate) struct Thread {
     /// The device whose method runs on this thread: pointer and length of its id.
-    static CURRENT: Cell<(*const u8, usize)> = const { Cell::new((std::ptr::null(), 0)) };
+    current: Cell<(*const u8, usize)>,
 }
 
-/// Messages of this thread carry the id until the guard is dropped.
-pub(crate) struct CurrentDevice((*const u8, usize));
+thread_local! {
+    static THREAD: Thread = const { Thread { current: Cell::new((std::ptr::null(), 0)) } };
+}
 
-impl CurrentDevice {
-    /// `id` must outlive the guard: the shim holds both.
+impl Thread {
+    /// Calls `f` with the calling thread. The variable has nothing to drop, so it is there to the thread's end.
     #[inline]
-    pub(crate) fn enter(id: &str) -> Self {
-        Self(CURRENT.replace((id.as_ptr(), id.len())))
+    pub(crate) fn with<R>(f: impl FnOnce(&Self) -> R) -> R {
+        THREAD.with(f)
+    }
+
+    /// A number for the thread, never 0.
+    #[inline]
+    pub(crate) fn id(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
+    /// Messages of this thread carry `id` until the guard is dropped; `id` must outlive it: the shim holds both.
+    #[inline]
+    pub(crate) fn enter(&self, id: &str) -> CurrentDevice<'_> {
+        CurrentDevice(self, self.current.replace((id.as_ptr(), id.len())))
     }
 }
-impl Drop for CurrentDevice {
+
+/// Restores what was there before when it is dropped.
+pub(crate) struct CurrentDevice<'a>(&'a Thread, (*const u8, usize));
+
+impl Drop for CurrentDevice<'_> {
     #[inline]
     fn drop(&mut self) {
-        CURRENT.set(self.0);
+        self.0.current.set(self.1);
     }
 }
 
@@ -46,7 +64,7 @@ fn send(level: u32, target: &str, file: &str, line: u32, args: std::fmt::Argumen
             &text
         }
     };
-    let (id, len) = CURRENT.get();
+    let (id, len) = THREAD.with(|t| t.current.get());
     let device = if id.is_null() {
         ""
     } else {

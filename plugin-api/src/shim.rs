@@ -13,7 +13,7 @@ use cardcage_plugin_abi::{AbiError, AbiResult, DeviceAbi, DeviceObj, HostObj};
 
 use crate::context::Interest;
 use crate::device::{CharEvent, Region};
-use crate::logging::CurrentDevice;
+use crate::logging::Thread;
 use crate::properties::{Given, parse};
 use crate::state::{StateReader, StateWriter};
 use crate::{Bus, Context, Device, Driver, Error, ResetKind, Result, Unplug, VirtioDevice};
@@ -90,8 +90,6 @@ struct Shim<D, V> {
     half: PhantomData<fn() -> V>,
 }
 
-thread_local!(static THREAD: u8 = const { 0 });
-
 impl<D: Device, V: VirtioHalf<D>> Shim<D, V> {
     /// Runs `f` alone on the device, unless it is broken; `dead` is the answer of a broken device.
     #[inline]
@@ -99,22 +97,23 @@ impl<D: Device, V: VirtioHalf<D>> Shim<D, V> {
         if self.broken.load(Ordering::Relaxed) {
             return dead;
         }
-        let me = THREAD.with(|t| std::ptr::from_ref(t) as usize);
-        if self.owner.load(Ordering::Relaxed) == me {
-            return self.reentered(dead);
-        }
-        let result = {
-            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            self.owner.store(me, Ordering::Relaxed);
-            let _current = CurrentDevice::enter(&self.id);
-            let result = catch_unwind(AssertUnwindSafe(|| f(&mut inner)));
-            self.owner.store(0, Ordering::Relaxed);
-            result
-        };
-        match result {
-            Ok(value) => value,
-            Err(payload) => self.fail(payload, dead),
-        }
+        Thread::with(|me| {
+            if self.owner.load(Ordering::Relaxed) == me.id() {
+                return self.reentered(dead);
+            }
+            let result = {
+                let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+                self.owner.store(me.id(), Ordering::Relaxed);
+                let _current = me.enter(&self.id);
+                let result = catch_unwind(AssertUnwindSafe(|| f(&mut inner)));
+                self.owner.store(0, Ordering::Relaxed);
+                result
+            };
+            match result {
+                Ok(value) => value,
+                Err(payload) => self.fail(payload, dead),
+            }
+        })
     }
 
     #[cold]
@@ -300,10 +299,10 @@ pub(crate) extern "C" fn create<D: Device, V: VirtioHalf<D>>(
         let host = Arc::new(host);
         let ctx = Context::new(host.clone());
         let id = ctx.id().to_string();
-        let device = {
-            let _current = CurrentDevice::enter(&id);
-            D::new(config, &ctx)?
-        };
+        let device = Thread::with(|me| {
+            let _current = me.enter(&id);
+            D::new(config, &ctx)
+        })?;
         let inner = Mutex::new(Inner { device: ManuallyDrop::new(device), ctx, link: None });
         let (broken, owner) = (AtomicBool::new(false), AtomicUsize::new(0));
         let shim = Shim::<D, V> { inner, id, host, broken, owner, half: PhantomData };
