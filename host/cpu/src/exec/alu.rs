@@ -285,10 +285,10 @@ pub(crate) fn pick_unary(kind: u8, size: usize, flags: bool, memory: bool) -> Ha
 }
 
 /// IMUL with two or three operands: `b` or memory, times `a` or `imm`, into `a`.
-extern "C" fn imul<const FORM: u8, const SZ: usize>(c: &mut Cpu, o: &Op) -> Ret {
+extern "C" fn imul<const FORM: u8, const SZ: usize, const FL: bool>(c: &mut Cpu, o: &Op) -> Ret {
     let y = if FORM & 1 != 0 { get!(c.load::<SZ>(o, c.ea(o))) } else { c.reg(o.b) };
     let x = if FORM & 2 != 0 { o.imm } else { c.reg(o.a) };
-    let v = imul_flags::<SZ>(c, x, y);
+    let v = if FL { imul_flags::<SZ>(c, x, y) } else { x.wrapping_mul(y) };
     c.set::<SZ>(o.a, v);
     next(c, o)
 }
@@ -310,20 +310,24 @@ pub(crate) fn imul_flags<const SZ: usize>(c: &mut Cpu, x: u64, y: u64) -> u64 {
 }
 
 /// The handler of IMUL with a destination register; `immediate` replaces the destination as a factor.
-pub(crate) fn pick_imul(size: usize, memory: bool, immediate: bool) -> Handler {
-    match (size, memory, immediate) {
-        (8, false, false) => imul::<0, 8>,
-        (8, true, false) => imul::<1, 8>,
-        (8, false, true) => imul::<2, 8>,
-        (8, true, true) => imul::<3, 8>,
-        (4, false, false) => imul::<0, 4>,
-        (4, true, false) => imul::<1, 4>,
-        (4, false, true) => imul::<2, 4>,
-        (4, true, true) => imul::<3, 4>,
-        (_, false, false) => imul::<0, 2>,
-        (_, true, false) => imul::<1, 2>,
-        (_, false, true) => imul::<2, 2>,
-        (_, true, true) => imul::<3, 2>,
+pub(crate) fn pick_imul(size: usize, memory: bool, immediate: bool, flags: bool) -> Handler {
+    macro_rules! form {
+        ($form:expr) => {
+            match (size, flags) {
+                (8, true) => imul::<$form, 8, true> as Handler,
+                (8, false) => imul::<$form, 8, false>,
+                (4, true) => imul::<$form, 4, true>,
+                (4, false) => imul::<$form, 4, false>,
+                (_, true) => imul::<$form, 2, true>,
+                (_, false) => imul::<$form, 2, false>,
+            }
+        };
+    }
+    match (memory, immediate) {
+        (false, false) => form!(0),
+        (true, false) => form!(1),
+        (false, true) => form!(2),
+        (true, true) => form!(3),
     }
 }
 

@@ -23,6 +23,19 @@ fn alu_kind(m: M) -> Option<u8> {
     })
 }
 
+fn shift_kind(m: M) -> Option<u8> {
+    Some(match m {
+        M::Shl | M::Sal => shift::SHL,
+        M::Shr => shift::SHR,
+        M::Sar => shift::SAR,
+        M::Rol => shift::ROL,
+        M::Ror => shift::ROR,
+        M::Rcl => shift::RCL,
+        M::Rcr => shift::RCR,
+        _ => return None,
+    })
+}
+
 /// Bytes of operand `n`.
 fn size_of_operand(i: &Instruction, n: u32) -> usize {
     match i.op_kind(n) {
@@ -65,8 +78,8 @@ impl Lower<'_> {
             return self.arithmetic(i, next, live, kind);
         }
         match m {
-            M::Mov => return self.mov(i),
-            M::Inc | M::Dec | M::Neg | M::Not => return self.unary(i, live),
+            M::Mov => return self.mov(i, next),
+            M::Inc | M::Dec | M::Neg | M::Not => return self.unary(i, next, live),
             M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr => return self.shift(i, live),
             M::Nop | M::Reservednop | M::Endbr64 | M::Endbr32 | M::Pause | M::Lfence | M::Sfence | M::Mfence => {
                 let o = self.op(branch::nop);
@@ -79,7 +92,7 @@ impl Lower<'_> {
             M::Cwde => return self.plain(mov::cwde),
             M::Cqo => return self.plain(mov::cqo),
             M::Cdq => return self.plain(mov::cdq),
-            M::Imul | M::Mul | M::Div | M::Idiv => return self.multiply(i),
+            M::Imul | M::Mul | M::Div | M::Idiv => return self.multiply(i, live),
             M::Bswap => {
                 let size = i.op0_register().size();
                 if size < 4 {
@@ -191,6 +204,11 @@ impl Lower<'_> {
             self.branch(o, 2, &[j.next_ip(), j.near_branch_target()]);
             return 2;
         }
+        if matches!(form, Form::RegReg | Form::RegImm)
+            && self.update_and_jump(i, next, kind, size, form == Form::RegImm)
+        {
+            return 2;
+        }
         if kind == alu::XOR && form == Form::RegReg && size >= 4 && i.op0_register() == i.op1_register() {
             let mut o = self.op(if live { alu::zero } else { mov::pick_mov(8, Form::RegImm, true) });
             o.a = number(i.op0_register());
@@ -203,9 +221,76 @@ impl Lower<'_> {
         1
     }
 
-    fn mov(&mut self, i: &Instruction) -> usize {
+    /// Lowers an operation on a register together with a conditional jump after it, if there is a handler for both.
+    fn update_and_jump(
+        &mut self,
+        i: &Instruction,
+        next: Option<&Instruction>,
+        kind: u8,
+        size: usize,
+        immediate: bool,
+    ) -> bool {
+        let Some(j) = next else { return false };
+        if !j.is_jcc_short_or_near() || !self.near(j) {
+            return false;
+        }
+        let Some(f) = fused::pick_update(kind, condition_number(j), size, immediate) else { return false };
+        let mut o = self.op(f);
+        o.a = operand(i.op0_register());
+        match (i.op_count(), immediate) {
+            (1, _) => {}
+            (_, true) => o.imm = i.immediate(1),
+            (_, false) => o.b = operand(i.op1_register()),
+        }
+        self.branch(o, 2, &[j.next_ip(), j.near_branch_target()]);
+        true
+    }
+
+    /// Lowers a copy of a register together with an operation on the copy, if there is a handler for both.
+    fn copy_and_update(&mut self, i: &Instruction, next: Option<&Instruction>) -> bool {
+        let Some(j) = next else { return false };
+        if j.op_count() != 2
+            || !is_general(j, 0)
+            || j.op0_register().full_register() != i.op0_register().full_register()
+        {
+            return false;
+        }
+        let size = j.op0_register().size();
+        // A copy of 32 bits clears the rest, of which a wider operation would make something else.
+        if size < 4 || i.op0_register().size() < size {
+            return false;
+        }
+        let immediate = is_immediate(j, 1);
+        if !immediate && !is_general(j, 1) {
+            return false;
+        }
+        let live = self.next_live;
+        let found = match alu_kind(j.mnemonic()) {
+            Some(kind) => fused::pick_three(kind, size, live, immediate),
+            None if immediate => fused::pick_three_shift(shift_kind(j.mnemonic()), size, live),
+            None => None,
+        };
+        let Some(f) = found else { return false };
+        let mut o = self.op(f);
+        (o.a, o.b) = (number(i.op0_register()), number(i.op1_register()));
+        if immediate {
+            let shifts = alu_kind(j.mnemonic()).is_none();
+            let v = j.immediate(1);
+            o.imm = if shifts { u64::from(shift::count_of(size, v)) } else { v };
+        } else {
+            let other = number(j.op1_register());
+            o.base = if other == o.a { o.b } else { other };
+        }
+        self.row.push(o);
+        true
+    }
+
+    fn mov(&mut self, i: &Instruction, next: Option<&Instruction>) -> usize {
         let Some(form) = form_of(i) else { return 0 };
         let size = size_of_operand(i, 0);
+        if form == Form::RegReg && size >= 4 && self.copy_and_update(i, next) {
+            return 2;
+        }
         let mut o = self.op(mov::pick_mov(size, form, false));
         self.operands(i, &mut o, form, size, true);
         if o.idx == ZERO && matches!(form, Form::RegMem | Form::MemReg) {
@@ -215,7 +300,7 @@ impl Lower<'_> {
         1
     }
 
-    fn unary(&mut self, i: &Instruction, live: bool) -> usize {
+    fn unary(&mut self, i: &Instruction, next: Option<&Instruction>, live: bool) -> usize {
         let kind = match i.mnemonic() {
             M::Inc => alu::INC,
             M::Dec => alu::DEC,
@@ -223,6 +308,9 @@ impl Lower<'_> {
             _ => alu::NOT,
         };
         let (size, memory) = (size_of_operand(i, 0), is_memory(i, 0));
+        if !memory && self.update_and_jump(i, next, kind, size, true) {
+            return 2;
+        }
         let mut o = self.op(alu::pick_unary(kind, size, live, memory));
         if memory {
             self.address(i, &mut o, size, true);
@@ -234,15 +322,7 @@ impl Lower<'_> {
     }
 
     fn shift(&mut self, i: &Instruction, live: bool) -> usize {
-        let kind = match i.mnemonic() {
-            M::Shl | M::Sal => shift::SHL,
-            M::Shr => shift::SHR,
-            M::Sar => shift::SAR,
-            M::Rol => shift::ROL,
-            M::Ror => shift::ROR,
-            M::Rcl => shift::RCL,
-            _ => shift::RCR,
-        };
+        let kind = shift_kind(i.mnemonic()).unwrap_or(shift::RCR);
         let (size, memory) = (size_of_operand(i, 0), is_memory(i, 0));
         let by_cl = i.op1_kind() == OpKind::Register;
         let mut o = self.op(shift::pick(kind, size, live, memory, by_cl));
@@ -302,13 +382,13 @@ impl Lower<'_> {
         1
     }
 
-    fn multiply(&mut self, i: &Instruction) -> usize {
+    fn multiply(&mut self, i: &Instruction, live: bool) -> usize {
         let size = size_of_operand(i, 0);
         let memory = (0..i.op_count()).any(|n| is_memory(i, n));
         let m = i.mnemonic();
         if m == M::Imul && i.op_count() > 1 {
             let immediate = i.op_count() == 3;
-            let mut o = self.op(alu::pick_imul(size, memory, immediate));
+            let mut o = self.op(alu::pick_imul(size, memory, immediate, live));
             o.a = number(i.op0_register());
             if immediate {
                 o.imm = i.immediate(2);

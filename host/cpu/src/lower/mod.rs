@@ -87,6 +87,7 @@ pub(crate) fn block(c: &Cpu, rip: u64, code: &Code) -> Res<Lowered> {
         n: 0,
         current: 0,
         begun: 0,
+        next_live: true,
     };
     let mut k = 0;
     while let Some(instruction) = decoded.get(k) {
@@ -97,6 +98,7 @@ pub(crate) fn block(c: &Cpu, rip: u64, code: &Code) -> Res<Lowered> {
             l.row.push(o);
         }
         let flags_live = live.get(k).copied().unwrap_or(true);
+        l.next_live = live.get(k + 1).copied().unwrap_or(true);
         let used = l.instruction(instruction, decoded.get(k + 1), flags_live);
         l.n += used as u8;
         k += used;
@@ -207,6 +209,8 @@ struct Lower<'a> {
     current: u16,
     /// Where its first operation is.
     begun: usize,
+    /// Whether somebody reads the flags that the instruction after it sets.
+    next_live: bool,
 }
 
 impl Lower<'_> {

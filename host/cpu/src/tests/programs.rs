@@ -67,3 +67,67 @@ fn handlers_follow_one_another_without_growing_the_stack() {
     let thread = std::thread::Builder::new().stack_size(64 << 10).spawn(run).unwrap();
     assert!(thread.join().unwrap() >= 100_000_000);
 }
+
+/// Registers and arithmetic flags after `code`, one instruction at a time or as one block where that is possible.
+fn outcome_of(code: &[u8], gpr: [u64; 16], steps: bool) -> ([u64; 16], u64) {
+    const TF: u64 = 0x100;
+    const ARITHMETIC: u64 = 0x8d5;
+    // A jump to what follows ends the last block.
+    let mut cpu = load(&[code, &[0xeb, 0]].concat());
+    let fxsave = cpu.bare_state().fxsave;
+    cpu.set_bare_state(gpr, CODE, if steps { 2 | TF } else { 2 }, &fxsave);
+    assert_eq!(cpu.run_bare(CODE + code.len() as u64 + 2, 100), Outcome::Done);
+    let s = cpu.bare_state();
+    (s.gpr, s.rflags & ARITHMETIC)
+}
+
+const VALUES: [u64; 6] = [0, 1, 0x7fff_ffff, 0x8000_0000, 0x7fff_ffff_ffff_ffff, 0xffff_ffff_8000_0001];
+
+/// Whether `code` comes to the same in both ways, with some values in RAX, RCX and RDX.
+fn assert_same(code: &[u8]) {
+    for x in VALUES {
+        for y in VALUES {
+            let mut gpr = [5; 16];
+            (gpr[0], gpr[1], gpr[2]) = (0xdead_beef_dead_beef, x, y);
+            assert_eq!(outcome_of(code, gpr, false), outcome_of(code, gpr, true), "{code:x?} of {x:#x}, {y:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_copy_with_what_changes_it_is_what_both_are() {
+    // add r8, 1: nobody reads the flags of what stands before it.
+    let hides_flags = [0x49, 0x83, 0xc0, 1];
+    for (copy_rex, rex) in [(0x48, 0x48), (0x48, 0x40), (0x40, 0x40), (0x40, 0x48)] {
+        let copy = [copy_rex, 0x89, 0xc8]; // mov rax, rcx
+        // add, or, and, sub, xor with RDX, RCX, RAX and an immediate; rol, ror, shl, shr, sar by an immediate.
+        let mut seconds: Vec<Vec<u8>> = Vec::new();
+        for k in [0, 1, 4, 5, 6] {
+            seconds.extend([0xd0, 0xc8, 0xc0].map(|modrm| vec![rex, k << 3 | 1, modrm]));
+            seconds.push(vec![rex, 0x83, 0xc0 | k << 3, 0x85]);
+        }
+        for k in [0, 1, 4, 5, 7] {
+            seconds.extend([0, 1, 13].map(|count| vec![rex, 0xc1, 0xc0 | k << 3, count]));
+        }
+        for second in seconds {
+            let pair = [&copy[..], &second].concat();
+            assert_same(&pair);
+            assert_same(&[&pair[..], &hides_flags].concat());
+        }
+    }
+}
+
+#[test]
+fn an_operation_with_the_jump_after_it_is_what_both_are() {
+    for rex in [0x40, 0x48] {
+        // add, or, and, sub rcx, rdx; add rcx, -1; inc and dec rcx.
+        let mut firsts: Vec<Vec<u8>> = [0, 1, 4, 5].map(|k| vec![rex, k << 3 | 1, 0xd1]).to_vec();
+        firsts.extend([vec![rex, 0x83, 0xc1, 0xff], vec![rex, 0xff, 0xc1], vec![rex, 0xff, 0xc9]]);
+        for first in firsts {
+            for cc in 0..16 {
+                // The jump goes around lea rax, [rax + 1], which leaves the flags.
+                assert_same(&[&first[..], &[0x70 | cc, 4, 0x48, 0x8d, 0x40, 1]].concat());
+            }
+        }
+    }
+}
